@@ -1,0 +1,179 @@
+"""BatchNorm as a pure function: statistics go in and come out.
+
+The normalisation is the same in PyTorch, Flax and the lecture; what differs is how the running averages are kept, and
+all three call their number "momentum". Here a `BatchNormRule` says it by name.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float
+
+
+class BatchStats(NamedTuple):
+    """Running mean and variance, one value per channel."""
+
+    mean: Float[Array, " channels"]
+    var: Float[Array, " channels"]
+
+
+class BatchNormRule(NamedTuple):
+    """How running averages are kept: `new = keep * old + (1 - keep) * batch`.
+
+    keep: weight of the old average, in [0, 1].
+    unbiased: whether the batch variance enters as `n / (n - 1)` times itself (n values per channel).
+    """
+
+    keep: float
+    unbiased: bool
+
+
+def torch_rule(momentum: float = 0.1) -> BatchNormRule:
+    """PyTorch's rule: `momentum` is the weight of the batch, and the running variance is unbiased.
+
+    Source: torch.nn.BatchNorm2d, note on `momentum`.
+
+    >>> torch_rule(momentum=0.1)
+    BatchNormRule(keep=0.9, unbiased=True)
+    """
+    return BatchNormRule(keep=1.0 - momentum, unbiased=True)
+
+
+def flax_rule(momentum: float = 0.99) -> BatchNormRule:
+    """Flax's rule: `momentum` is the weight of the old average, and the running variance is biased.
+
+    Source: flax.linen.BatchNorm.
+    """
+    return BatchNormRule(keep=momentum, unbiased=False)
+
+
+def lecture_rule(momentum: float = 0.1) -> BatchNormRule:
+    """The lecture's rule: Flax's formula with PyTorch's number, so the statistics are 90 % the last batch."""
+    return flax_rule(momentum)
+
+
+RULES = {"torch": torch_rule, "flax": flax_rule, "lecture": lecture_rule}
+
+
+def init_stats(channels: int, dtype: DTypeLike = jnp.float32) -> BatchStats:
+    """Running statistics before the first batch: mean 0, variance 1."""
+    return BatchStats(mean=jnp.zeros((channels,), dtype), var=jnp.ones((channels,), dtype))
+
+
+def stats_dtype(dtype: DTypeLike) -> jnp.dtype:
+    """Type of the statistics of inputs of type `dtype`: float32, or float64 for float64."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def batch_moments(
+    x: Float[Array, "batch *spatial channels"], mask: Bool[Array, " batch"] | None
+) -> tuple[Float[Array, " channels"], Float[Array, " channels"], Float[Array, ""]]:
+    """Mean, biased variance and number of values per channel, over all axes but the last.
+
+    The variance takes two passes, `E[(x - E[x])^2]`: the one-pass `E[x^2] - E[x]^2` cancels where the mean is large
+    beside the deviation, and is off by 0.25 at a ratio of 1000.
+    """
+    axes = tuple(range(x.ndim - 1))
+    x = x.astype(stats_dtype(x.dtype))
+    if mask is None:
+        count = jnp.asarray(x.size // x.shape[-1], x.dtype)
+        mean = jnp.mean(x, axes, keepdims=True)
+        squares = jnp.square(x - mean)
+    else:
+        rows = mask.reshape((-1,) + (1,) * (x.ndim - 1))
+        per_row = x.size // (x.shape[0] * x.shape[-1])
+        count = jnp.maximum(jnp.sum(mask, dtype=x.dtype), 1) * per_row
+        mean = jnp.sum(jnp.where(rows, x, 0), axes, keepdims=True) / count
+        squares = jnp.where(rows, jnp.square(x - mean), 0)
+    return mean.reshape(-1), jnp.sum(squares, axes) / count, count
+
+
+def update_stats(
+    stats: BatchStats,
+    mean: Float[Array, " channels"],
+    var: Float[Array, " channels"],
+    count: Float[Array, ""],
+    *,
+    rule: BatchNormRule,
+) -> BatchStats:
+    """Running statistics after one batch of `count` values per channel with this mean and biased variance."""
+    if rule.unbiased:
+        # The maximum only matters for a masked batch of one value, which cannot be refused while tracing.
+        var = var * (count / jnp.maximum(count - 1, 1))
+    new = BatchStats(
+        mean=rule.keep * stats.mean + (1.0 - rule.keep) * mean, var=rule.keep * stats.var + (1.0 - rule.keep) * var
+    )
+    return jax.lax.stop_gradient(new)
+
+
+def normalize(
+    x: Float[Array, "batch *spatial channels"],
+    mean: Float[Array, " channels"],
+    var: Float[Array, " channels"],
+    scale: Float[Array, " channels"] | None,
+    bias: Float[Array, " channels"] | None,
+    *,
+    epsilon: float,
+) -> Float[Array, "batch *spatial channels"]:
+    """`(x - mean) / sqrt(var + epsilon) * scale + bias`, computed in the statistics' type, returned in x's."""
+    factor = 1.0 / jnp.sqrt(var + epsilon)
+    if scale is not None:
+        factor = factor * scale
+    per_channel = (1,) * (x.ndim - 1) + (-1,)
+    y = (x.astype(mean.dtype) - mean.reshape(per_channel)) * factor.reshape(per_channel)
+    if bias is not None:
+        y = y + bias.reshape(per_channel)
+    return y.astype(x.dtype)
+
+
+def batch_norm(
+    x: Float[Array, "batch *spatial channels"],
+    scale: Float[Array, " channels"] | None,
+    bias: Float[Array, " channels"] | None,
+    stats: BatchStats,
+    *,
+    rule: BatchNormRule,
+    train: bool,
+    epsilon: float = 1e-5,
+    mask: Bool[Array, " batch"] | None = None,
+) -> tuple[Float[Array, "batch *spatial channels"], BatchStats]:
+    """Normalises each channel over all axes but the last.
+
+    In training by the batch's own mean and biased variance, and the running statistics move one step; otherwise by the
+    running statistics, which come back as they were. `scale` and `bias` may be None (not affine). Statistics are kept
+    and computed in float32, or float64 for float64 inputs, whatever the type of `x`.
+
+    Args:
+      x: `[batch, channels]` or `[batch, ..., channels]`.
+      scale: gamma, one value per channel.
+      bias: beta, one value per channel.
+      stats: running statistics, as `init_stats` makes them.
+      rule: how the running averages are kept.
+      train: whether to use, and learn from, the batch's statistics.
+      epsilon: added to the variance, inside the root.
+      mask: False for rows that only fill up the batch; they get an output but join no statistic.
+
+    Returns:
+      The output, of the shape and type of `x`, and the statistics to pass next time.
+
+    Raises:
+      ValueError: in training with one value per channel, whose variance says nothing (as PyTorch does).
+
+    Source: Ioffe and Szegedy, 2015 (arXiv:1502.03167), algorithms 1 and 2.
+
+    >>> x = jnp.array([[1.0], [3.0]])
+    >>> y, stats = batch_norm(x, None, None, init_stats(1), rule=torch_rule(0.1), train=True, epsilon=0.0)
+    >>> y.ravel().tolist(), [round(float(v[0]), 6) for v in stats]  # unbiased: the batch variance enters as 2, not 1
+    ([-1.0, 1.0], [0.2, 1.1])
+    """
+    if not train:
+        return normalize(x, stats.mean, stats.var, scale, bias, epsilon=epsilon), stats
+    if x.size == x.shape[-1]:
+        raise ValueError(
+            f"BatchNorm in training takes more than one value per channel, got an input of shape {x.shape}."
+        )
+    mean, var, count = batch_moments(x, mask)
+    y = normalize(x, mean, var, scale, bias, epsilon=epsilon)
+    return y, update_stats(stats, mean, var, count, rule=rule)

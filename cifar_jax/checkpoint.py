@@ -1,0 +1,94 @@
+"""Saving and restoring a run with Orbax: the newest epoch and the best one are kept."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from cifar_jax.errors import InputError
+from cifar_jax.state import TrainState
+
+
+def best_epoch(history: list[dict]) -> dict:
+    """The row with the highest test accuracy; of equals, the first."""
+    return max(history, key=lambda row: row["test_accuracy"])
+
+
+class _NewestAndBest(checkpoint_managers.PreservationPolicy):
+    def should_preserve(
+        self, checkpoints: Sequence[checkpoint_managers.PolicyCheckpointInfo], *, context
+    ) -> Sequence[bool]:
+        newest = max(checkpoint.step for checkpoint in checkpoints)
+        best = max(checkpoints, key=lambda checkpoint: (checkpoint.metrics["test_accuracy"], -checkpoint.step)).step
+        return [checkpoint.step in (newest, best) for checkpoint in checkpoints]
+
+
+class Checkpoints:
+    """The checkpoints of one run, numbered by epoch from 1, in `directory`.
+
+    Saving goes on in the background; a checkpoint that was not finished is never seen by a later run.
+    """
+
+    def __init__(self, directory: Path):
+        self._directory = directory
+        self._manager = ocp.CheckpointManager(
+            directory.absolute(),
+            item_names=("state", "history"),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=_NewestAndBest(),
+                best_fn=lambda metrics: metrics["test_accuracy"],
+                keep_checkpoints_without_metrics=True,
+            ),
+        )
+
+    def newest(self) -> int | None:
+        """The last saved epoch, or None."""
+        return self._manager.latest_step()
+
+    def best(self) -> int | None:
+        """The saved epoch of the highest test accuracy, or None."""
+        rows = {epoch: self._manager.metrics(epoch) for epoch in self._manager.all_steps()}
+        return max(rows, key=lambda epoch: (rows[epoch]["test_accuracy"], -epoch), default=None)
+
+    def save(self, epoch: int, state: TrainState, history: list[dict]) -> None:
+        """Saves the state after `epoch`, with the metrics of all epochs so far."""
+        self._manager.save(
+            epoch,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(_storable(state)), history=ocp.args.JsonSave(history)
+            ),
+            metrics={"test_accuracy": history[-1]["test_accuracy"]},
+        )  # fmt: skip
+
+    def restore(self, epoch: int, like: TrainState) -> tuple[TrainState, list[dict]]:
+        """The state and the history after `epoch`; `like` gives the state's structure, shapes and types.
+
+        Raises:
+          InputError: the checkpoint is damaged or does not fit.
+        """
+        try:
+            restored = self._manager.restore(
+                epoch,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(_storable(like)), history=ocp.args.JsonRestore()
+                ),
+            )  # fmt: skip
+        except Exception as error:  # Orbax raises whatever its storage layers do
+            raise InputError(
+                f"--workdir must hold whole checkpoints, got {self._directory / str(epoch)}, which cannot be read "
+                f"({type(error).__name__}); remove that folder to go on from an earlier one."
+            ) from error
+        state = restored["state"]
+        return state.replace(key=jax.random.wrap_key_data(state.key)), restored["history"]
+
+    def close(self) -> None:
+        """Waits until everything is on disk."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def _storable(state: TrainState) -> TrainState:
+    """The state with its random key as plain numbers, which is how it is stored."""
+    return state.replace(key=jax.random.key_data(state.key))

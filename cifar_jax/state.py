@@ -1,0 +1,42 @@
+"""Everything that training changes, as one pytree."""
+
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int, Key
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """What a training step takes and returns.
+
+    step: number of updates made so far.
+    params: the network's parameters.
+    batch_stats: BatchNorm's running statistics.
+    opt_state: the optimizer's.
+    key: never changes; the randomness of a step is `fold_in(key, step)`, so that a resumed run draws the same.
+    """
+
+    step: Int[Array, ""]
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    key: Key[Array, ""]
+
+
+def create_state(model: nn.Module, tx: optax.GradientTransformation, *, init_key, key, image_size: int) -> TrainState:
+    """A fresh state. `init_key` draws the weights, `key` all that is random in training."""
+
+    # One compiled call: op by op, initialising CNN10 takes seconds.
+    @jax.jit
+    def init(init_key):
+        variables = model.init(init_key, jnp.zeros((2, image_size, image_size, 3)), train=False)
+        return variables["params"], variables["batch_stats"], tx.init(variables["params"])
+
+    params, batch_stats, opt_state = init(init_key)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32), params=params, batch_stats=batch_stats, opt_state=opt_state, key=key
+    )

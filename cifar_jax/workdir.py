@@ -1,0 +1,90 @@
+"""A run's folder: its config, its metrics, TensorBoard events, curves; and whether a run may start in it."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from cifar_jax.config import first_difference, flatten
+from cifar_jax.errors import InputError
+from cifar_jax.report.curves import draw_curves
+
+
+def check_workdir(workdir: Path, config: ml_collections.ConfigDict) -> None:
+    """Makes sure that a run of `config` may start or go on in `workdir`, and writes nothing.
+
+    Raises:
+      InputError: it is a file, it cannot be written to, it holds another config's run, or something that is no run.
+    """
+    existing = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise InputError(f"--workdir must be a folder, got {str(workdir)!r}, where {existing} is a file.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"--workdir must be a folder that can be written to, got {str(workdir)!r}.")
+    if existing != workdir or not any(workdir.iterdir()):
+        return
+    saved = read_config(workdir)
+    if difference := first_difference(config, saved):
+        key, here, there = difference
+        raise InputError(
+            f"--workdir must be new or hold a run of this config, got {str(workdir)!r}, whose run has "
+            f"{key}={there!r} where this one has {here!r}."
+        )
+
+
+def read_config(workdir: Path) -> dict[str, Any]:
+    """The saved config of the run in `workdir`, by dotted key.
+
+    Raises:
+      InputError: there is none, or it cannot be read.
+    """
+    path = workdir / "config.json"
+    try:
+        saved = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"--workdir must be a new or empty folder or the folder of a run, got {str(workdir)!r}, "
+            f"which has no readable config.json."
+        ) from error
+    return flatten(ml_collections.ConfigDict(saved))
+
+
+class RunLog:
+    """Writes what a run leaves for people and programs to read. `history` has a row of metrics for each epoch."""
+
+    def __init__(self, workdir: Path, config: ml_collections.ConfigDict, history: list[dict]):
+        # Not at the top: it takes a second that a refused run should not wait for.
+        from tensorboardX import SummaryWriter
+
+        workdir.mkdir(parents=True, exist_ok=True)
+        self._workdir = workdir
+        self._history = list(history)
+        _replace(workdir / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
+        # The checkpoint's history decides: a run killed between the two files would have a row too many here.
+        _replace(workdir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history))
+        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=len(history) + 1)
+
+    def add(self, row: dict) -> None:
+        """Records one epoch's metrics and draws the curves anew."""
+        self._history.append(row)
+        with open(self._workdir / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(row) + "\n")
+        for key, value in row.items():
+            if key != "epoch":
+                phase, _, quantity = key.partition("_")
+                name = f"{quantity}/{phase}" if phase in ("train", "test") else key
+                self._events.add_scalar(name, value, global_step=row["epoch"])
+        self._events.flush()
+        draw_curves(self._history, self._workdir.name, self._workdir / "curves.png")
+
+    def close(self) -> None:
+        self._events.close()
+
+
+def _replace(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    os.replace(partial, path)

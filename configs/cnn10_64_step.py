@@ -1,0 +1,20 @@
+"""CNN10 at 64x64, SGD with StepLR. The lecture: 68.74 % at epoch 23 of 30.
+
+python main.py --config=configs/cnn10_64_step.py --config.data.dir=FOLDER
+"""
+
+from configs import default
+
+
+def get_config():
+    config = default.get_config()
+    config.model.name = "cnn10"
+    config.data.image_size = 64
+    config.optimizer.name = "sgd"
+    config.optimizer.lr = 0.005
+    config.optimizer.momentum = 0.9
+    config.optimizer.weight_decay = 0.0005
+    config.schedule.name = "step"
+    config.schedule.step_size = 10
+    config.schedule.gamma = 0.5
+    return config

@@ -1,0 +1,71 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cifar_jax.batch_norm import lecture_rule, torch_rule
+from cifar_jax.layers import BatchNorm, torch_bias_init, torch_kernel_init
+
+
+@pytest.fixture
+def norm(rng):
+    module, x = BatchNorm(rule=torch_rule(0.1)), jnp.asarray(rng.normal(5, 2, (8, 4, 4, 3)), jnp.float32)
+    return module, module.init(jax.random.key(0), x, train=True), x
+
+
+def test_starts_with_scale_one_and_untouched_statistics(norm):
+    _, variables, _ = norm
+    expected = {"params": {"scale": [1] * 3, "bias": [0] * 3}, "batch_stats": {"mean": [0] * 3, "var": [1] * 3}}
+    assert jax.tree.map(lambda a: a.tolist(), variables) == expected
+
+
+def test_training_returns_the_new_statistics(norm):
+    module, variables, x = norm
+    y, new = module.apply(variables, x, train=True, mutable=["batch_stats"])
+    assert abs(float(y.mean())) < 1e-5
+    np.testing.assert_allclose(new["batch_stats"]["mean"], 0.1 * x.mean((0, 1, 2)), rtol=1e-5)
+
+
+def test_forgetting_mutable_is_explained(norm):
+    module, variables, x = norm
+    with pytest.raises(ValueError, match=r"call apply\(..., mutable=\['batch_stats'\]\)"):
+        module.apply(variables, x, train=True)
+
+
+def test_evaluation_changes_nothing(norm):
+    module, variables, x = norm
+    y, new = module.apply(variables, x, train=False, mutable=["batch_stats"])
+    jax.tree.map(np.testing.assert_array_equal, new["batch_stats"], variables["batch_stats"])
+    np.testing.assert_allclose(y, module.apply(variables, x, train=False))
+    np.testing.assert_allclose(y, x / np.sqrt(1 + 1e-5), rtol=1e-6)
+
+
+def test_without_affine_there_are_no_parameters(norm):
+    variables = BatchNorm(rule=lecture_rule(), affine=False).init(jax.random.key(0), norm[2], train=False)
+    assert "params" not in variables
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+def test_statistics_keep_their_type_over_steps(x64, dtype):
+    """Otherwise a second trace, and an error in a scan's carry."""
+    module, x = BatchNorm(rule=torch_rule()), jnp.arange(12, dtype=dtype).reshape(4, 3)
+    variables = module.init(jax.random.key(0), x, train=False)
+    _, new = module.apply(variables, x, train=True, mutable=["batch_stats"])
+    before, after = (jax.tree.map(lambda a: str(a.dtype), v["batch_stats"]) for v in (variables, new))
+    assert before == after
+    assert set(after.values()) == {"float64" if dtype == "float64" else "float32"}
+
+
+def test_initial_weights_are_distributed_as_in_torch(torch):
+    """Range and deviation of 73,728 weights and of biases; lecun_normal's deviation is 1.7 times larger."""
+    torch.manual_seed(0)
+    ours = np.asarray(torch_kernel_init(jax.random.key(0), (3, 3, 64, 128)))
+    theirs = torch.nn.Conv2d(64, 128, 3).weight.detach().numpy()
+    np.testing.assert_allclose(ours.std(), theirs.std(), rtol=0.02)
+    np.testing.assert_allclose([ours.min(), ours.max()], [theirs.min(), theirs.max()], rtol=0.001)
+    lecun = jax.nn.initializers.lecun_normal()(jax.random.key(0), (3, 3, 64, 128))
+    assert lecun.std() > 1.6 * theirs.std()
+    layer = torch.nn.Linear(256, 10000)
+    bias = np.asarray(torch_bias_init(256)(jax.random.key(0), (10000,)))
+    np.testing.assert_allclose(bias.std(), layer.bias.detach().numpy().std(), rtol=0.03)
+    np.testing.assert_allclose(np.abs(bias).max(), 1 / 16, rtol=0.001)
