@@ -7,17 +7,21 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/default.py", "What to run; see configs/.")
+_DEFAULT = Path(__file__).parent / "configs" / "default.py"
+
+_CONFIG = config_flags.DEFINE_config_file("config", help_string=f"What to run; {_DEFAULT} unless given.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; runs/<config name> unless given.")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "Train, or evaluate the run's checkpoints.")
 
 
 def _parse(argv: list[str]) -> list[str]:
     """absl's parser, with errors in one sentence and exit code 2."""
+    if not any(argument.lstrip("-").split("=")[0] == "config" for argument in argv[1:]):
+        # Not the flag's own default: ml_collections would apply overrides to that before it reads another --config.
+        argv = [argv[0], f"--config={_DEFAULT}", *argv[1:]]
     try:
         rest = flags.FLAGS(argv)
-    except SystemExit:
-        raise
+        _CONFIG.value.to_dict()  # a file that does not exist shows here
     except Exception as error:  # a config file may raise anything
         from cifar_jax.config import explain_flag_error
 

@@ -17,9 +17,7 @@ def best_epoch(history: list[dict]) -> dict:
 
 
 class _NewestAndBest(checkpoint_managers.PreservationPolicy):
-    def should_preserve(
-        self, checkpoints: Sequence[checkpoint_managers.PolicyCheckpointInfo], *, context
-    ) -> Sequence[bool]:
+    def should_preserve(self, checkpoints: Sequence, *, context) -> Sequence[bool]:
         newest = max(checkpoint.step for checkpoint in checkpoints)
         best = max(checkpoints, key=lambda checkpoint: (checkpoint.metrics["test_accuracy"], -checkpoint.step)).step
         return [checkpoint.step in (newest, best) for checkpoint in checkpoints]

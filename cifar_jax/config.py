@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import ml_collections
+from absl import flags
 
 from cifar_jax.batch_norm import RULES
 from cifar_jax.data import DATASETS
@@ -163,7 +164,11 @@ def explain_flag_error(argv: list[str], error: Exception) -> str:
     blamed = re.search(r"flag --config\.([\w.]+)=(.*?): ", str(error), re.DOTALL)
     if blamed and blamed[1] in FIELDS:
         return f"{blamed[1]} must be {FIELDS[blamed[1]].takes}, got {blamed[2]!r}."
-    return " ".join(str(error).split())
+    reason = " ".join(str(error).split())
+    if isinstance(error, flags.Error):
+        return reason
+    path = next((argument.partition("=")[2] for argument in argv if re.match("--?config=", argument)), "")
+    return f"--config must name a Python file with get_config(), got {path!r}: {type(error).__name__}: {reason}."
 
 
 def first_difference(config: ml_collections.ConfigDict, saved: dict[str, Any]) -> tuple[str, Any, Any] | None:

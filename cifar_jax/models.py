@@ -1,5 +1,7 @@
 """The lecture's two networks: 3x3 convolutions with BatchNorm and ReLU, max pools between, one linear layer."""
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -97,6 +99,6 @@ def create_model(
     )  # fmt: skip
 
 
-def same_depth(stages: Stages, name: str) -> bool:
+def same_depth(stages: Sequence[Sequence[int]], name: str) -> bool:
     """Whether `stages` has as many convolutions between pools as the network called `name`."""
     return [len(widths) for widths in stages] == [len(widths) for widths in NETWORKS[name]]

@@ -7,24 +7,24 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int, Key
 
 
 class TrainState(flax.struct.PyTreeNode):
     """What a training step takes and returns.
 
-    step: number of updates made so far.
+    step: number of updates made so far, int32 `[]`.
     params: the network's parameters.
     batch_stats: BatchNorm's running statistics.
     opt_state: the optimizer's.
-    key: never changes; the randomness of a step is `fold_in(key, step)`, so that a resumed run draws the same.
+    key: a typed random key that never changes; the randomness of a step is `fold_in(key, step)`, so that a resumed run draws the same.
     """
 
-    step: Int[Array, ""]
+    # Any, not arrays: JAX also builds this node around shapes, shardings and None.
+    step: Any
     params: Any
     batch_stats: Any
     opt_state: Any
-    key: Key[Array, ""]
+    key: Any
 
 
 def create_state(model: nn.Module, tx: optax.GradientTransformation, *, init_key, key, image_size: int) -> TrainState:

@@ -1,4 +1,4 @@
-"""A run's folder: its config, its metrics, TensorBoard events, curves; and whether a run may start in it."""
+"""A run's folder: its config, its metrics, TensorBoard events, curves, its starts; and whether a run may start in it."""
 
 import json
 import os
@@ -9,6 +9,7 @@ import ml_collections
 
 from cifar_jax.config import first_difference, flatten
 from cifar_jax.errors import InputError
+from cifar_jax.provenance import provenance
 from cifar_jax.report.curves import draw_curves
 
 
@@ -64,6 +65,8 @@ class RunLog:
         _replace(workdir / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
         # The checkpoint's history decides: a run killed between the two files would have a row too many here.
         _replace(workdir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history))
+        with open(workdir / "starts.jsonl", "a") as file:
+            file.write(json.dumps({**provenance(), "epochs_done": len(history)}) + "\n")
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=len(history) + 1)
 
     def add(self, row: dict) -> None:

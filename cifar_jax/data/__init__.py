@@ -1,0 +1,95 @@
+"""Data sets: CIFAR-100 and CIFAR-10 through TFDS, without TensorFlow, and the embedded shapes."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from cifar_jax.data.cache import cache_folder, read_arrays, write_arrays
+from cifar_jax.data.cifar import SOURCES, Source, find_prepared, prepare, read_prepared
+from cifar_jax.data.dataset import Dataset, Split, check_dataset
+from cifar_jax.data.download import DownloadError, download
+from cifar_jax.errors import InputError
+
+DATASETS = ("cifar100", "cifar10", "shapes")
+
+
+def load_dataset(name: str, data_dir: str = "") -> Dataset:
+    """The data set called `name`, in memory and checked.
+
+    `data_dir` names a folder prepared by TFDS, with `<name>/<version>` in it. Without one, the official archive is
+    downloaded and prepared in the cache folder, once. Decoded images are cached too, so that a second call takes less
+    than a second.
+
+    Raises:
+      InputError: the folder does not hold the data set, its files are damaged, or there is neither folder nor network.
+    """
+    if name == "shapes":
+        from cifar_jax.data.shapes import make_shapes
+
+        dataset = make_shapes()
+    else:
+        source = SOURCES[name]
+        folder = _given(source, Path(data_dir).expanduser()) if data_dir else fetch(source)
+        dataset = _load_prepared(source, folder)
+    check_dataset(dataset)
+    return dataset
+
+
+def fetch(source: Source) -> Path:
+    """The folder of the data set in the cache, downloaded and prepared if it is not there yet."""
+    data_dir = cache_folder() / "tfds"
+    if folder := find_prepared(source, data_dir):
+        return folder
+    archive = cache_folder() / "downloads" / source.url.rsplit("/", 1)[-1]
+    try:
+        download(source.url, archive, sha256=source.sha256)
+    except DownloadError as error:
+        raise InputError(
+            f"data.dir must name a folder with {source.name} prepared by TFDS where it cannot be downloaded, got '' "
+            f"and {error}; the embedded set needs neither: --config=configs/quickstart.py."
+        ) from error
+    print(f"Preparing {source.name} in {data_dir}", flush=True)
+    prepare(source, archive, data_dir)
+    os.unlink(archive)
+    return find_prepared(source, data_dir)
+
+
+def _given(source: Source, data_dir: Path) -> Path:
+    if folder := find_prepared(source, data_dir):
+        return folder
+    if not data_dir.is_dir():
+        what = "which is a file" if data_dir.exists() else "which does not exist"
+    else:
+        inside = ", ".join(sorted(path.name for path in data_dir.iterdir())[:5])
+        what = f"which holds {inside}" if inside else "which is empty"
+    raise InputError(
+        f"data.dir must be a folder with {source.name}/<version> prepared by TFDS, got {str(data_dir)!r}, {what}."
+    )
+
+
+def _load_prepared(source: Source, folder: Path) -> Dataset:
+    arrays = read_arrays(folder)
+    if arrays is None:
+        print(f"Decoding the images in {folder}", flush=True)
+        dataset = read_prepared(source, folder)
+        check_dataset(dataset)
+        write_arrays(
+            folder,
+            {
+                "train_images": dataset.train.images,
+                "train_labels": dataset.train.labels,
+                "test_images": dataset.test.images,
+                "test_labels": dataset.test.labels,
+                "superclass_of": np.array(dataset.superclass_of, np.int32),
+            },
+        )
+        return dataset
+    return Dataset(
+        source.name,
+        Split(arrays["train_images"], arrays["train_labels"]),
+        Split(arrays["test_images"], arrays["test_labels"]),
+        source.class_names,
+        source.superclass_names,
+        tuple(arrays["superclass_of"].tolist()),
+    )

@@ -1,0 +1,75 @@
+"""What a data set is to the rest of the project, and the checks that every one passes."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from cifar_jax.errors import InputError
+
+
+class Split(NamedTuple):
+    """Images, uint8 `[n, 32, 32, 3]`, and the class of each, int32 `[n]`; in host memory or on a device."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+class Dataset(NamedTuple):
+    """A data set in host memory.
+
+    class_names: one for each label.
+    superclass_names: one for each superclass; () where the set has none.
+    superclass_of: the superclass of each class; () likewise.
+    """
+
+    name: str
+    train: Split
+    test: Split
+    class_names: tuple[str, ...]
+    superclass_names: tuple[str, ...]
+    superclass_of: tuple[int, ...]
+
+
+def check_dataset(dataset: Dataset) -> None:
+    """Checks shapes, types and ranges.
+
+    A label out of range would not stop JAX: it gives NaN, or wraps silently.
+
+    Raises:
+      InputError: the first thing that is wrong.
+    """
+    name, classes = dataset.name, len(dataset.class_names)
+    for split in ("train", "test"):
+        images, labels = getattr(dataset, split)
+        if images.dtype != np.uint8 or images.shape[1:] != (32, 32, 3) or len(images) != len(labels) or not len(labels):
+            raise InputError(
+                f"Images of {name} must be uint8 [n, 32, 32, 3] with n labels, n at least 1, got {images.dtype} "
+                f"{list(images.shape)} with {len(labels)} labels in {split}."
+            )
+        wrong = np.flatnonzero((labels < 0) | (labels >= classes))
+        if len(wrong):
+            raise InputError(
+                f"Labels of {name} must be from 0 to {classes - 1}, got {labels[wrong[0]]} at position {wrong[0]} of "
+                f"{split}."
+            )
+    superclasses = len(dataset.superclass_names)
+    if superclasses and not all(0 <= superclass < superclasses for superclass in dataset.superclass_of):
+        raise InputError(f"Superclasses of {name} must be from 0 to {superclasses - 1}, got {dataset.superclass_of}.")
+
+
+def take(dataset: Dataset, limit_train: int, limit_test: int) -> Dataset:
+    """The first images of each split; 0 takes all.
+
+    Raises:
+      InputError: a limit above the number of images.
+    """
+    splits = {}
+    for name, limit in (("train", limit_train), ("test", limit_test)):
+        split = getattr(dataset, name)
+        if limit > len(split.labels):
+            raise InputError(
+                f"data.limit_{name} must be at most {len(split.labels)}, the number of images, or 0 for all, "
+                f"got {limit}."
+            )
+        splits[name] = Split(split.images[: limit or None], split.labels[: limit or None])
+    return dataset._replace(**splits)
