@@ -44,6 +44,7 @@ class BatchNorm(nn.Module):
     def __call__(
         self, x: Float[Array, "batch *spatial channels"], *, train: bool, mask: Bool[Array, " batch"] | None = None
     ) -> Float[Array, "batch *spatial channels"]:
+        """Normalises `x`; `mask` is False for rows that only fill up the batch."""
         channels, dtype = x.shape[-1], stats_dtype(x.dtype)
         initial = init_stats(channels, dtype)
         mean = self.variable("batch_stats", "mean", lambda: initial.mean)

@@ -16,7 +16,8 @@ class TrainState(flax.struct.PyTreeNode):
     params: the network's parameters.
     batch_stats: BatchNorm's running statistics.
     opt_state: the optimizer's.
-    key: a typed random key that never changes; the randomness of a step is `fold_in(key, step)`, so that a resumed run draws the same.
+    key: a typed random key that never changes; the randomness of a step is `fold_in(key, step)`, so that a resumed
+      run draws the same.
     """
 
     # Any, not arrays: JAX also builds this node around shapes, shardings and None.

@@ -158,6 +158,7 @@ class Totals:
         self.loss_sum, self.correct, self.count = 0.0, 0, 0
 
     def add(self, metrics: Metrics) -> None:
+        """Adds one batch's metrics, which must be on the host."""
         self.loss_sum += float(metrics.loss_sum)
         self.correct += int(metrics.correct)
         self.count += int(metrics.count)

@@ -1,4 +1,4 @@
-"""A run's folder: its config, its metrics, TensorBoard events, curves, its starts; and whether a run may start in it."""
+"""A run's folder: what is written into it, and whether a run may start there."""
 
 import json
 import os
@@ -83,6 +83,7 @@ class RunLog:
         draw_curves(self._history, self._workdir.name, self._workdir / "curves.png")
 
     def close(self) -> None:
+        """Closes the event file."""
         self._events.close()
 
 

@@ -15,7 +15,8 @@ MODULES = {
 }
 # Each module may import those that stand in a row above its own.
 LAYERS = [
-    {"errors", "interrupt", "progress", "batch_norm", "losses", "transforms", "schedules", "report", "report.curves"},
+    {"errors", "interrupt", "progress", "provenance", "batch_norm", "losses", "transforms", "schedules"}
+    | {"report", "report.curves", "report.record"},
     {"layers", "optimizers", "devices", "data.dataset", "data.order"},
     {"models", "state", "data", "data.cifar", "data.cache", "data.download", "data.shapes"},
     {"steps", "config"},
@@ -75,7 +76,8 @@ def test_there_is_no_utils():
 
 def test_training_imports_no_torch_tensorflow_or_tfds():
     """TFDS takes seconds to import; a start that finds decoded arrays needs none of it."""
-    code = "import sys, cifar_jax.train; print([m for m in ('torch', 'tensorflow', 'tensorflow_datasets') if m in sys.modules])"
+    heavy = ("torch", "tensorflow", "tensorflow_datasets")
+    code = f"import sys, cifar_jax.train; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
     )

@@ -56,11 +56,13 @@ def timeless(history):
     return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in history]
 
 
-def stop_after(steps):
-    counter = itertools.count()
+def stop_in_epoch(epoch, workdir):
+    """Asks a run to stop a few looks into an epoch, numbered from 1."""
+    looks = itertools.count()
 
     def check_stop():
-        if next(counter) >= steps:
+        finished = len((workdir / "metrics.jsonl").read_text().splitlines())
+        if finished == epoch - 1 and next(looks) == 3:
             raise Interrupted(2)
 
     return check_stop
@@ -114,15 +116,14 @@ def test_tensorboard_events_hold_the_metrics(dataset, config, tmp_path):
         assert scalars["loss/train", row["epoch"]] == pytest.approx(row["train_loss"])
 
 
-@pytest.mark.parametrize("interrupted_at", [0, 7, 12])
-def test_an_interrupted_run_resumes_bit_for_bit(dataset, config, tmp_path, interrupted_at, capsys):
+@pytest.mark.parametrize("epoch", [1, 3])
+def test_an_interrupted_run_resumes_bit_for_bit(dataset, config, tmp_path, epoch, capsys):
     like = train.build(config, dataset).state
     whole = train.train_and_evaluate(config, tmp_path / "whole")
     with pytest.raises(Interrupted, match="The same command goes on from there"):
-        train.train_and_evaluate(config, tmp_path / "parts", check_stop=stop_after(interrupted_at))
-    finished = len((tmp_path / "parts/metrics.jsonl").read_text().splitlines())
+        train.train_and_evaluate(config, tmp_path / "parts", check_stop=stop_in_epoch(epoch, tmp_path / "parts"))
     parts = train.train_and_evaluate(config, tmp_path / "parts")
-    assert ("Resuming" in capsys.readouterr().out) == (finished > 0)
+    assert ("Resuming" in capsys.readouterr().out) == (epoch > 1)
     assert timeless(parts.history) == timeless(whole.history)
     (state, history), (other, _) = (saved(tmp_path / name, like) for name in ("whole", "parts"))
     jax.tree.map(np.testing.assert_array_equal, state, other)
@@ -170,7 +171,7 @@ def test_newest_and_best_are_kept(dataset, config, tmp_path):
 def test_checkpoint_every(dataset, config, tmp_path):
     config.train.checkpoint_every = 2
     with pytest.raises(Interrupted, match="the checkpoint of epoch 2 is kept"):
-        train.train_and_evaluate(config, tmp_path, check_stop=stop_after(32))
+        train.train_and_evaluate(config, tmp_path, check_stop=stop_in_epoch(3, tmp_path))
     config.train.checkpoint_every = 5
     assert len(train.train_and_evaluate(config, tmp_path).history) == 3
 
@@ -216,7 +217,7 @@ def test_another_configs_folder_is_refused_and_left_alone(dataset, config, tmp_p
 
 def test_wrong_folders_are_refused(dataset, config, tmp_path):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(InputError, match="^--workdir must be a folder, got .*file' is a file|where .*file is a file"):
+    with pytest.raises(InputError, match=r"^--workdir must be a folder, got .*, where .*file is a file"):
         train.train_and_evaluate(config, tmp_path / "file" / "run")
     with pytest.raises(InputError, match="which has no readable config.json"):
         train.train_and_evaluate(config, tmp_path)

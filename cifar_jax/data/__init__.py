@@ -1,14 +1,15 @@
 """Data sets: CIFAR-100 and CIFAR-10 through TFDS, without TensorFlow, and the embedded shapes."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 
-from cifar_jax.data.cache import cache_folder, read_arrays, write_arrays
+from cifar_jax.data.cache import cache_folder, only_process, read_arrays, write_arrays
 from cifar_jax.data.cifar import SOURCES, Source, find_prepared, prepare, read_prepared
 from cifar_jax.data.dataset import Dataset, Split, check_dataset
-from cifar_jax.data.download import DownloadError, download
+from cifar_jax.data.download import download
 from cifar_jax.errors import InputError
 
 DATASETS = ("cifar100", "cifar10", "shapes")
@@ -30,41 +31,57 @@ def load_dataset(name: str, data_dir: str = "") -> Dataset:
         dataset = make_shapes()
     else:
         source = SOURCES[name]
-        folder = _given(source, Path(data_dir).expanduser()) if data_dir else fetch(source)
+        folder = _given(source, data_dir) if data_dir else fetch(source)
         dataset = _load_prepared(source, folder)
     check_dataset(dataset)
     return dataset
 
 
 def fetch(source: Source) -> Path:
-    """The folder of the data set in the cache, downloaded and prepared if it is not there yet."""
-    data_dir = cache_folder() / "tfds"
-    if folder := find_prepared(source, data_dir):
-        return folder
-    archive = cache_folder() / "downloads" / source.url.rsplit("/", 1)[-1]
+    """The folder of the data set in the cache, downloaded and prepared if it is not there yet.
+
+    Raises:
+      InputError: it cannot be downloaded, or the cache folder cannot be written.
+    """
     try:
-        download(source.url, archive, sha256=source.sha256)
-    except DownloadError as error:
+        data_dir = cache_folder() / "tfds"
+        if folder := find_prepared(source, data_dir):
+            return folder
+        with only_process(source.name):
+            return find_prepared(source, data_dir) or _download_and_prepare(source, data_dir)
+    except OSError as error:  # DownloadError is one
         raise InputError(
-            f"data.dir must name a folder with {source.name} prepared by TFDS where it cannot be downloaded, got '' "
-            f"and {error}; the embedded set needs neither: --config=configs/quickstart.py."
+            f"data.dir must name a folder with {source.name} prepared by TFDS (--config.data.dir=FOLDER) where it "
+            f"cannot be downloaded, got '' and {' '.join(str(error).split())}; the embedded set needs neither: "
+            "--config=configs/quickstart.py or --config.data.name=shapes."
         ) from error
+
+
+def _download_and_prepare(source: Source, data_dir: Path) -> Path:
+    for left in (data_dir / source.name).glob("incomplete.*"):  # by a process that was killed
+        shutil.rmtree(left)
+    archive = cache_folder() / "downloads" / source.url.rsplit("/", 1)[-1]
+    download(source.url, archive, sha256=source.sha256)
     print(f"Preparing {source.name} in {data_dir}", flush=True)
     prepare(source, archive, data_dir)
     os.unlink(archive)
     return find_prepared(source, data_dir)
 
 
-def _given(source: Source, data_dir: Path) -> Path:
-    if folder := find_prepared(source, data_dir):
-        return folder
-    if not data_dir.is_dir():
-        what = "which is a file" if data_dir.exists() else "which does not exist"
-    else:
-        inside = ", ".join(sorted(path.name for path in data_dir.iterdir())[:5])
-        what = f"which holds {inside}" if inside else "which is empty"
+def _given(source: Source, data_dir: str) -> Path:
+    try:
+        path = Path(data_dir).expanduser()
+        if folder := find_prepared(source, path):
+            return folder
+        if not path.is_dir():
+            what = "which is a file" if path.exists() else "which does not exist"
+        else:
+            inside = ", ".join(sorted(entry.name for entry in path.iterdir())[:5])
+            what = f"which holds {inside}" if inside else "which is empty"
+    except (OSError, ValueError, RuntimeError) as error:  # may not be read, cannot be a path, has no such user's home
+        what = f"which cannot be read: {error}"
     raise InputError(
-        f"data.dir must be a folder with {source.name}/<version> prepared by TFDS, got {str(data_dir)!r}, {what}."
+        f"data.dir must be a folder with {source.name}/<version> prepared by TFDS, got {data_dir!r}, {what}."
     )
 
 

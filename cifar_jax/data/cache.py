@@ -5,21 +5,51 @@ import json
 import os
 import sys
 import tempfile
-import zipfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 def cache_folder() -> Path:
     """`$XDG_CACHE_HOME/cifar_jax`, by default `~/.cache/cifar_jax`.
 
     Source: XDG Base Directory Specification, which ignores relative paths.
+
+    Raises:
+      OSError: the user has no home folder.
     """
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (base if base.is_absolute() else Path.home() / ".cache") / "cifar_jax"
+    try:
+        return (base if base.is_absolute() else Path.home() / ".cache") / "cifar_jax"
+    except RuntimeError as error:
+        raise OSError(f"{error} Set XDG_CACHE_HOME.") from error
+
+
+@contextmanager
+def only_process(name: str) -> Iterator[None]:
+    """Holds a lock in the cache folder, waiting for a process that has it; a killed process holds none.
+
+    Raises:
+      OSError: the cache folder cannot be written.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    with open(cache_folder() / f"{name}.lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"Waiting for another process that prepares {name}", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def fingerprint(folder: Path) -> str:
@@ -39,25 +69,29 @@ def cache_path(folder: Path) -> Path:
 def read_arrays(folder: Path) -> dict[str, np.ndarray] | None:
     """The arrays kept for `folder`, or None where there are none, they are damaged, or the folder has changed."""
     try:
-        # An npz is a zip: every array's checksum is verified as it is read.
-        with np.load(cache_path(folder), allow_pickle=False) as file:
-            if str(file["fingerprint"]) != fingerprint(folder):
-                return None
-            return {name: file[name] for name in file.files if name != "fingerprint"}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        # An npz is a zip: every array's checksum is verified as it is read. Its table of contents has none.
+        with open(cache_path(folder), "rb") as file, np.load(file, allow_pickle=False) as members:
+            arrays = {name: members[name] for name in members.files}
+        kept = json.loads(str(arrays.pop("contents")))
+        return arrays if kept == [fingerprint(folder), sorted(arrays)] else None
+    except Exception:  # a damaged zip raises anything, NotImplementedError and MemoryError too
         return None
 
 
 def write_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> None:
     """Keeps arrays for `folder`, whole or not at all. Where that fails, says so once and goes on without."""
-    path = cache_path(folder)
     try:
+        path = cache_path(folder)
         path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob("*.partial"):  # by a process that was killed
+            if time.time() - left.stat().st_mtime > 3600:
+                left.unlink(missing_ok=True)
+        contents = np.array(json.dumps([fingerprint(folder), sorted(arrays)]))
         # A name of its own, so that two runs that start together do not write into one file.
         handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".partial")
         try:
             with os.fdopen(handle, "wb") as file:
-                np.savez(file, fingerprint=np.array(fingerprint(folder)), **arrays)
+                np.savez(file, contents=contents, **arrays)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, path)

@@ -1,9 +1,11 @@
 """CIFAR-10 and CIFAR-100: a TFDS builder that needs no TensorFlow, and reading what it or TFDS itself prepared."""
 
 import io
+import re
+import sys
 import tarfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
 
@@ -91,17 +93,19 @@ def read_archive(archive: Path, source: Source, files: tuple[str, ...]) -> tuple
 
 
 def prepare(source: Source, archive: Path, data_dir: Path) -> None:
-    """Writes an official archive as a TFDS data set (`array_record`) to `data_dir/<name>/3.0.2`, whole or not at all."""
+    """Writes an official archive as a TFDS data set (`array_record`) to `data_dir/<name>/<VERSION>`, whole or not."""
     import tensorflow_datasets as tfds
+    from tqdm import tqdm
 
-    def examples(split: str, files: tuple[str, ...]) -> Iterator[tuple[str, dict]]:
+    def examples(split: str, files: tuple[str, ...]) -> Iterator[tuple[int, dict]]:
         images, labels = read_archive(archive, source, files)
-        for number, (image, label) in enumerate(zip(images, labels, strict=True)):
-            key = f"{split}_{number:05d}"
-            example = {"id": key, "image": io.BytesIO(_encode_png(image)), "label": int(label[-1])}
+        bar = tqdm(images, desc=f"{source.name} {split}", unit=" images", disable=not sys.stderr.isatty())
+        for number, (image, label) in enumerate(zip(bar, labels, strict=True)):
+            example = {"id": f"{split}_{number:05d}", "image": io.BytesIO(_encode_png(image)), "label": int(label[-1])}
             if source.superclass_names:
                 example["coarse_label"] = int(label[0])
-            yield key, example
+            # TFDS shuffles by a hash of this key: with a number, records stand in the order of TFDS's own folder.
+            yield number, example
 
     # A builder defined twice in a process would otherwise be an error, and TFDS has builders of these names.
     with tfds.core.registered.skip_registration():
@@ -131,7 +135,9 @@ def prepare(source: Source, archive: Path, data_dir: Path) -> None:
                 raise NotImplementedError  # abstract in TFDS; _split_generators gives the examples themselves
 
     builder = Builder(data_dir=str(data_dir), file_format="array_record")
-    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+    tfds.disable_progress_bar()
+    with redirect_stdout(io.StringIO()):
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
 
 
 def _encode_png(image: np.ndarray) -> bytes:
@@ -144,8 +150,10 @@ def _encode_png(image: np.ndarray) -> bytes:
 
 def find_prepared(source: Source, data_dir: Path) -> Path | None:
     """The newest `data_dir/<name>/<version>` that holds a prepared data set, or None."""
-    versions = sorted(path.parent for path in (data_dir / source.name).glob("*.*.*/dataset_info.json"))
-    return max(versions, key=lambda path: [int(n) if n.isdigit() else -1 for n in path.name.split(".")], default=None)
+    folders = [path.parent for path in (data_dir / source.name).glob("*/dataset_info.json")]
+    # A preparation that was killed leaves incomplete.XXXXXX_3.0.2 behind.
+    versions = [folder for folder in folders if re.fullmatch(r"\d+\.\d+\.\d+", folder.name)]
+    return max(versions, key=lambda folder: [int(number) for number in folder.name.split(".")], default=None)
 
 
 def read_prepared(source: Source, folder: Path) -> Dataset:
@@ -164,37 +172,68 @@ def read_prepared(source: Source, folder: Path) -> Dataset:
         features = builder.info.features
         names = tuple(features["label"].names)
         superclasses = tuple(features["coarse_label"].names) if source.superclass_names else ()
-        sizes = {split: builder.info.splits[split].num_examples for split in ("train", "test")}
+        infos = {split: builder.info.splits[split] for split in ("train", "test")}
     except Exception as error:  # TFDS raises many kinds for a folder it cannot make sense of
         raise wrong(f"{type(error).__name__}: {_one_line(error)}") from error
     if names != source.class_names or superclasses != source.superclass_names:
         raise wrong("its class names are not the official ones")
-    splits, pairs = {}, {}
-    for split, size in sizes.items():
+    splits, pairs = {}, set()
+    for split, info in infos.items():
         try:
-            records = _read_records(builder, split)
-        except Exception as error:  # array_record raises RuntimeError and more for damaged files
-            raise wrong(f"the {split} records cannot be read: {_one_line(error)}") from error
-        if len(records) != size or any(record["image"] is None for record in records):
-            raise wrong(f"the {split} records are fewer than the {size:,} that dataset_info.json names")
-        try:
-            with ThreadPoolExecutor() as pool:
-                images = list(pool.map(lambda record: _decode_png(record["image"]), records, chunksize=256))
-            splits[split] = Split(np.stack(images), np.array([record["label"] for record in records], np.int32))
-        except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for what is no PNG
-            raise wrong(f"an image in {split} cannot be decoded: {_one_line(error)}") from error
-        if superclasses:
-            pairs.update({record["label"]: record["coarse_label"] for record in records})
-    superclass_of = tuple(pairs.get(label, 0) for label in range(len(names))) if superclasses else ()
+            images, labels, coarse_labels = _read_split(builder, split, info)
+        except _UnreadableError as error:
+            raise wrong(f"the {split} records cannot be read: {error}") from error
+        splits[split] = Split(images, labels)
+        pairs.update(zip(labels.tolist(), coarse_labels.tolist(), strict=True))
+    superclass_of = ()
+    if superclasses:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise wrong("its images put one class in several superclasses")
+        superclass_of = tuple(found.get(label, 0) for label in range(len(names)))
     return Dataset(source.name, splits["train"], splits["test"], names, superclasses, superclass_of)
 
 
-def _read_records(builder, split: str) -> list[dict]:
-    import tensorflow_datasets as tfds
+class _UnreadableError(Exception):
+    """A record file is missing, damaged or of another length; the message names it."""
 
-    # TFDS's own decoding goes through one example at a time.
-    data = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
-    return data.__getitems__(list(range(len(data))))
+
+def _read_split(builder, split: str, info) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Images, labels and superclass labels (0 where the set has none), in the order of the records."""
+    import tensorflow_datasets as tfds
+    from array_record.python.array_record_module import ArrayRecordReader
+    from tqdm import tqdm
+
+    n = info.num_examples
+    images, labels, coarse_labels = np.empty((n, 32, 32, 3), np.uint8), np.empty(n, np.int32), np.zeros(n, np.int32)
+    index, at = 0, ""
+    try:
+        # TFDS's own decoding of images takes longer.
+        records = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
+        hidden = not sys.stderr.isatty()
+        with tqdm(total=n, desc=f"decoding {split}", unit=" images", leave=False, disable=hidden) as bar:
+            for file, length in zip(info.filepaths, info.shard_lengths, strict=True):
+                at = f"{file.name}: "
+                # The data source trusts dataset_info.json, and would not see records that this leaves out.
+                reader = ArrayRecordReader(str(file))
+                held = reader.num_records()
+                reader.close()
+                if held != length:
+                    raise ValueError(f"it has {held:,} records, not the {length:,} that dataset_info.json names")
+                end = index + length
+                while index < end:
+                    at = f"{file.name}, record {length - (end - index)} or after: "
+                    chunk = records.__getitems__(list(range(index, min(index + 500, end))))
+                    for record in chunk:
+                        at = f"{file.name}, record {length - (end - index)}: "
+                        images[index] = _decode_png(record["image"])
+                        labels[index] = record["label"]
+                        coarse_labels[index] = record.get("coarse_label", 0)
+                        index += 1
+                    bar.update(len(chunk))
+    except Exception as error:  # array_record raises RuntimeError, Pillow SyntaxError, TFDS what it likes
+        raise _UnreadableError(at + _one_line(error)) from error
+    return images, labels, coarse_labels
 
 
 def _decode_png(png: bytes) -> np.ndarray:

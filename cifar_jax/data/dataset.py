@@ -41,6 +41,8 @@ def check_dataset(dataset: Dataset) -> None:
     name, classes = dataset.name, len(dataset.class_names)
     for split in ("train", "test"):
         images, labels = getattr(dataset, split)
+        if labels.dtype != np.int32 or labels.ndim != 1:
+            raise InputError(f"Labels of {name} must be int32 [n], got {labels.dtype} {list(labels.shape)} in {split}.")
         if images.dtype != np.uint8 or images.shape[1:] != (32, 32, 3) or len(images) != len(labels) or not len(labels):
             raise InputError(
                 f"Images of {name} must be uint8 [n, 32, 32, 3] with n labels, n at least 1, got {images.dtype} "
@@ -53,7 +55,12 @@ def check_dataset(dataset: Dataset) -> None:
                 f"{split}."
             )
     superclasses = len(dataset.superclass_names)
-    if superclasses and not all(0 <= superclass < superclasses for superclass in dataset.superclass_of):
+    if len(dataset.superclass_of) != (classes if superclasses else 0):
+        raise InputError(
+            f"Superclasses of {name} must be one for each of {classes} classes, or none where it has no superclass "
+            f"names, got {len(dataset.superclass_of)}."
+        )
+    if not all(0 <= superclass < superclasses for superclass in dataset.superclass_of):
         raise InputError(f"Superclasses of {name} must be from 0 to {superclasses - 1}, got {dataset.superclass_of}.")
 
 

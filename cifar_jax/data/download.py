@@ -10,8 +10,9 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-# Longest silence of a server, name lookup included; well under the half minute that a user would wait.
-TIMEOUT = 20.0
+# Longest wait for an answer, name lookup included, and for the next bytes. Both may come to pass in one download, and
+# a user who has no network hears of it within half a minute.
+TIMEOUT = 12.0
 
 
 class DownloadError(OSError):
@@ -28,10 +29,14 @@ def download(url: str, path: Path, *, sha256: str, timeout: float = TIMEOUT) -> 
     """
     if path.exists() and _sha256(path) == sha256:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        resumed = part.exists()
         _fetch(url, part, timeout)
+        if resumed and _sha256(part) != sha256:  # pieces of two files, or a damaged first piece
+            part.unlink()
+            _fetch(url, part, timeout)
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
         raise DownloadError(f"{url}: {str(reason) or type(reason).__name__}") from error
@@ -48,6 +53,7 @@ def _fetch(url: str, part: Path, timeout: float) -> None:
     try:
         response = _open(url, have, timeout)
     except urllib.error.HTTPError as error:
+        error.close()
         if error.code != 416:  # the part is as long as the file, or longer: start again
             raise
         part.unlink()
