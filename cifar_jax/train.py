@@ -255,13 +255,18 @@ def train_and_evaluate(
     experiment = build(config, dataset)
     workdir.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(workdir / "checkpoints")
-    state, history = experiment.state, []
-    if (epoch := checkpoints.newest()) is not None:
-        state, history = checkpoints.restore(epoch, state)
-        print(f"Resuming the run in {workdir} after epoch {epoch}", flush=True)
-    log = RunLog(workdir, config, history)
+    state, history, done = experiment.state, [], checkpoints.newest() or 0
+    if checkpoints.newest() is not None:
+        state, history = checkpoints.restore(done, state)
+        print(f"Resuming the run in {workdir} after epoch {done}", flush=True)
+    if done >= config.train.epochs and not history:
+        raise InputError(
+            f"train.epochs must be more than {done}, after which the run in {str(workdir)!r} came from elsewhere, got "
+            f"{config.train.epochs}."
+        )
+    log = RunLog(workdir, config, history, epochs_done=done)
     try:
-        _train_epochs(config, experiment, state, history, log, checkpoints, check_stop)
+        _train_epochs(config, experiment, state, history, done, log, checkpoints, check_stop)
     except Interrupted as interrupted:
         raise Interrupted(
             interrupted.signum,
@@ -284,11 +289,11 @@ def _kept(checkpoints: Checkpoints) -> str:
     return "no epoch was finished" if newest is None else f"the checkpoint of epoch {newest} is kept"
 
 
-def _train_epochs(config, experiment, state, history, log, checkpoints, check_stop) -> None:
-    """Trains the epochs that `history` lacks, and adds their rows to it."""
+def _train_epochs(config, experiment, state, history, done, log, checkpoints, check_stop) -> None:
+    """Trains the epochs after the first `done`, and adds their rows to `history`."""
     x, epochs = experiment, config.train.epochs
-    if len(history) >= epochs:
-        print(f"Nothing left to train: {len(history)} of {epochs} epochs are done", flush=True)
+    if done >= epochs:
+        print(f"Nothing left to train: {done} of {epochs} epochs are done", flush=True)
         return
     start = time.perf_counter()
     train_step, eval_step = compile_train(x), compile_eval(x)
@@ -299,8 +304,8 @@ def _train_epochs(config, experiment, state, history, log, checkpoints, check_st
     )
     n_test = len(x.test.labels)
     test_batches = batches(np.arange(n_test, dtype=np.int32), x.eval_batch_size)
-    first, begin = len(history), time.perf_counter()
-    for epoch in range(first, epochs):
+    begin = time.perf_counter()
+    for epoch in range(done, epochs):
         start, lr = time.perf_counter(), float(x.rates[epoch])
         order, flips = x.draw_epoch(epoch)
         train_batches = batches(order, x.batch_size, x.sampler, flips)
@@ -328,7 +333,7 @@ def _train_epochs(config, experiment, state, history, log, checkpoints, check_st
         log.add(row)
         if (epoch + 1) % config.train.checkpoint_every == 0 or epoch + 1 == epochs:
             checkpoints.save(epoch + 1, state, history)
-        seconds_left = (now - begin) / (epoch + 1 - first) * (epochs - epoch - 1)
+        seconds_left = (now - begin) / (epoch + 1 - done) * (epochs - epoch - 1)
         print(epoch_line(row, epochs, seconds_left), flush=True)
 
 
@@ -366,6 +371,8 @@ def evaluate_run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict
     experiment = build(config, dataset)
     checkpoints = Checkpoints(workdir / "checkpoints")
     saved = {"newest": checkpoints.newest(), "best": checkpoints.best()}
+    if saved["best"] is None:  # none was measured
+        del saved["best"]
     if saved["newest"] is None:
         raise InputError(f"--workdir must hold a checkpoint with --mode=evaluate, got {str(workdir)!r}.")
     eval_step = compile_eval(experiment)

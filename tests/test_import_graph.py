@@ -26,6 +26,7 @@ LAYERS = [
 INSIDE = {"data": {"data.cifar", "data.cache", "data.shapes", "data.download"}}
 ONLY_IN = {
     "torch": ("parity", "benchmark"),
+    "safetensors": ("parity",),
     "matplotlib": ("report",),
     "tensorflow_datasets": ("data",),
     "tensorflow": (),
