@@ -20,10 +20,12 @@ class Batch(NamedTuple):
 
     indices: positions in the data set.
     mask: False for rows that only fill up a last, ragged batch; None where every batch is full.
+    flips: which images are mirrored in training, where that was drawn before; None draws it in the step.
     """
 
     indices: Int32[Array, " batch"]
     mask: Bool[Array, " batch"] | None
+    flips: Bool[Array, " batch"] | None = None
 
 
 class Gradients(NamedTuple):
@@ -50,6 +52,7 @@ def train_input(
         jax.random.fold_in(state.key, state.step),
         transform,
         mask=batch.mask,
+        flips=batch.flips,
         dtype=jnp.promote_types(dtype, jnp.float32),
     )
     return x, jnp.take(labels, batch.indices, mode="clip")

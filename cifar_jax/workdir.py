@@ -5,7 +5,6 @@ import os
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import ml_collections
 
@@ -34,8 +33,7 @@ def check_workdir(workdir: Path, config: ml_collections.ConfigDict) -> None:
         ) from error
     if existing != workdir or not any(workdir.iterdir()):
         return
-    saved = read_config(workdir)
-    if difference := first_difference(config, saved):
+    if difference := first_difference(config, flatten(read_config(workdir))):
         key, here, there = difference
         raise InputError(
             f"--workdir must be new or hold a run of this config, got {str(workdir)!r}, whose run has "
@@ -43,43 +41,50 @@ def check_workdir(workdir: Path, config: ml_collections.ConfigDict) -> None:
         )
 
 
-def read_config(workdir: Path) -> dict[str, Any]:
-    """The saved config of the run in `workdir`, by dotted key.
+def read_config(workdir: Path) -> ml_collections.ConfigDict:
+    """The saved config of the run in `workdir`.
 
     Raises:
       InputError: there is none, or it cannot be read.
     """
     path = workdir / "config.json"
     try:
-        saved = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        return ml_collections.ConfigDict(json.loads(path.read_text()))
+    except (OSError, TypeError, ValueError) as error:
         raise InputError(
             f"--workdir must be a new or empty folder or the folder of a run, got {str(workdir)!r}, "
             f"which has no readable config.json."
         ) from error
-    return flatten(ml_collections.ConfigDict(saved))
+
+
+def write_config(workdir: Path, config: ml_collections.ConfigDict) -> None:
+    """Makes `workdir` the folder of a run of `config`."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    _replace(workdir / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
 
 
 class RunLog:
-    """Writes what a run leaves for people and programs to read. `history` has a row of metrics for each epoch."""
+    """Writes what a run leaves for people and programs to read.
 
-    def __init__(self, workdir: Path, config: ml_collections.ConfigDict, history: list[dict]):
+    `history` has a row of metrics for each of the `epochs_done` that was measured here.
+    """
+
+    def __init__(self, workdir: Path, config: ml_collections.ConfigDict, history: list[dict], *, epochs_done: int):
         # Not at the top: it takes a second that a refused run should not wait for.
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-        workdir.mkdir(parents=True, exist_ok=True)
+        write_config(workdir, config)
         self._workdir = workdir
         self._history = list(history)
-        _replace(workdir / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
         # The checkpoint's history decides: a run killed between the two files would have a row too many here.
         _replace(workdir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history))
         with open(workdir / "starts.jsonl", "a") as file:
-            file.write(json.dumps({**provenance(), "epochs_done": len(history)}) + "\n")
+            file.write(json.dumps({**provenance(), "epochs_done": epochs_done}) + "\n")
         self._events = EventFileWriter(str(workdir / "tensorboard"))
         # TensorBoard drops what earlier starts recorded from this epoch on.
         start = SessionLog(status=SessionLog.START)
-        self._events.add_event(Event(wall_time=time.time(), step=len(history) + 1, session_log=start))
+        self._events.add_event(Event(wall_time=time.time(), step=epochs_done + 1, session_log=start))
 
     def add(self, row: dict) -> None:
         """Records one epoch's metrics and draws the curves anew."""

@@ -15,8 +15,8 @@ MODULES = {
 }
 # Each module may import those that stand in a row above its own.
 LAYERS = [
-    {"errors", "interrupt", "progress", "provenance", "batch_norm", "losses", "transforms", "schedules"}
-    | {"report", "report.curves", "report.record", "report.results_table"},
+    {"errors", "interrupt", "progress", "provenance", "batch_norm", "losses", "transforms", "schedules", "torch_random"}
+    | {"report", "report.curves", "report.lockstep_plot", "report.record", "report.results_table"},
     {"layers", "optimizers", "devices", "data.dataset", "data.order"},
     {"models", "state", "data", "data.cifar", "data.cache", "data.download", "data.shapes"},
     {"steps", "config"},
@@ -26,6 +26,7 @@ LAYERS = [
 INSIDE = {"data": {"data.cifar", "data.cache", "data.shapes", "data.download"}}
 ONLY_IN = {
     "torch": ("parity", "benchmark"),
+    "safetensors": ("parity",),
     "matplotlib": ("report",),
     "tensorflow_datasets": ("data",),
     "tensorflow": (),
