@@ -146,13 +146,14 @@ def test_a_finished_run_is_not_trained_again(dataset, config, tmp_path, capsys):
     assert "Nothing left to train: 3 of 3 epochs are done" in capsys.readouterr().out
 
 
-def test_one_compilation_of_each_step(dataset, config, tmp_path, caplog):
+@pytest.mark.parametrize("whole_epochs", [False, True])
+def test_one_compilation_of_each_step(dataset, config, tmp_path, caplog, whole_epochs):
     jax.clear_caches()  # or an earlier test's compilations would serve this one
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
-        train.train_and_evaluate(config, tmp_path)
-    finished = [r.getMessage() for r in caplog.records if r.getMessage().startswith("Finished XLA compilation")]
-    assert sum("jit(train_step)" in message for message in finished) == 1
-    assert sum("jit(eval_step)" in message for message in finished) == 1
+        train.train_and_evaluate(config, tmp_path, whole_epochs=whole_epochs)
+    compiling = [r.getMessage().split()[1] for r in caplog.records if r.getMessage().startswith("Compiling ")]
+    expected = ["jit(update_all)", "jit(score_all)"] if whole_epochs else ["jit(update)", "jit(score)"]
+    assert [name for name in compiling if "update" in name or "score" in name] == expected
 
 
 def test_newest_and_best_are_kept(dataset, config, tmp_path):
