@@ -135,8 +135,12 @@ def load(state: TrainState, arrays: dict[str, np.ndarray], moments: dict[str, di
     params, batch_stats, _ = from_state_dict(arrays, state.params, state.batch_stats, source="The state_dict")
 
     def fill(node):
-        fields = {field: moments[name] for name, field in _MOMENTS.items() if hasattr(node, field) and name in moments}
-        trees = {field: from_state_dict(tree, state.params).params for field, tree in fields.items()}
+        fields = {field: name for name, field in _MOMENTS.items() if _has_moments(node) and name in moments}
+        trees = {
+            field: from_state_dict(moments[name], state.params).params
+            for field, name in fields.items()
+            if hasattr(node, field)
+        }
         return node._replace(**trees) if trees else node
 
     opt_state = jax.tree.map(fill, state.opt_state, is_leaf=_has_moments)
