@@ -211,7 +211,9 @@ def compare_runs(
             witness = Witness(rows[-1], their, our, before)
         before = their.state_dict
         if common_state:
-            state = load(state, their.state_dict, their.moments)
+            # A fault may have changed the types of ours.
+            like_start = state.replace(params=ours.state.params, batch_stats=ours.state.batch_stats)
+            state = load(like_start, their.state_dict, their.moments)
     return Record(
         steps=rows, tolerance=tolerance, weights=weights, same_values=same_values, our_rates=rates(ours, len(their_lr)),
         their_rates=their_lr, steps_per_epoch=len(epoch_batches(0)), base_lr=base_lr, witness=witness,

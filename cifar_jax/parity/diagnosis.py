@@ -74,6 +74,8 @@ RULES = (
     Rule("D2", "padded rows of the last batch are not left out", ("logits", "only ragged"), _BEFORE_LOGITS),
     Rule("BN3", "the batch's variance cancels: one pass instead of two", ("logits", "first var"),
          (*_BEFORE_LOGITS, "first mean", "only ragged")),
+    Rule("BN3", "the batch's variance cancels where the mean is large: one pass instead of two", ("logits", "float32"),
+         (*_BEFORE_LOGITS, "first mean", "only ragged", "agrees up to a pool", "statistics agree")),
     Rule("L4", "another max pool: everything agrees up to the first", ("logits", "agrees up to a pool"),
          _BEFORE_LOGITS),
     Rule("BN4", "another epsilon: the first norm's statistics agree, not what comes after it", ("logits",),
