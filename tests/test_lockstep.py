@@ -1,6 +1,8 @@
 """Lockstep runs that agree, and faults planted in our side that must be found and named."""
 
 import functools
+import json
+import sys
 
 import flax.linen as nn
 import jax
@@ -8,12 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import ROOT
 
 from cifar_jax import optimizers, schedules, steps, train
 from cifar_jax.batch_norm import BatchNormRule, BatchStats, normalize, torch_rule, update_stats
 from cifar_jax.data.dataset import Dataset, Split
 from cifar_jax.layers import BatchNorm
 from cifar_jax.models import NETWORKS, create_model
+from cifar_jax.parity.__main__ import main
 from cifar_jax.state import TrainState
 from cifar_jax.transforms import Transform
 from configs import default
@@ -30,15 +34,15 @@ def dataset(rng, *, low=0):
     return Dataset("shapes", Split(images, labels), Split(images[:2], labels[:2]), tuple("abcde"), (), ())
 
 
-def tiny(optimizer="sgd", schedule="step", dtype="float64"):
+def tiny(optimizer="sgd", schedule="step", dtype="float64", step_size=2):
     config = default.get_config()
     config.dtype = dtype
     config.data.name, config.data.batch_size, config.data.image_size = "shapes", 8, 8
     config.model.name = "tiny"
-    config.train.epochs = 7
+    config.train.epochs = step_size + 5
     config.optimizer.name, config.optimizer.lr = optimizer, 0.05 if optimizer == "sgd" else 0.001
     config.optimizer.weight_decay = 0.0005 if optimizer == "sgd" else 0.0
-    config.schedule.name, config.schedule.step_size, config.schedule.t_max = schedule, 2, 4
+    config.schedule.name, config.schedule.step_size, config.schedule.t_max = schedule, step_size, 4
     return config
 
 
@@ -66,7 +70,7 @@ def built():
     return {}
 
 
-def sides(lockstep, built, rng, *, optimizer="sgd", schedule="step", dtype="float64", start="torch"):
+def sides(lockstep, built, rng, *, optimizer="sgd", schedule="step", dtype="float64", start="torch", step_size=2):
     """Both sides of a small run, compiled once for each choice.
 
     start: torch's weights; with "ties", one channel's first ReLU sees only zeros and another's first pool only ones;
@@ -76,9 +80,11 @@ def sides(lockstep, built, rng, *, optimizer="sgd", schedule="step", dtype="floa
     from cifar_jax.parity import our_side, twin
 
     jax.config.update("jax_enable_x64", dtype == "float64")
-    key = (optimizer, schedule, start, dtype)
+    key = (optimizer, schedule, start, step_size, dtype)
     if key not in built:
-        made = lockstep.build(tiny(optimizer, schedule, dtype), dataset(rng, low=250 if start == "offset" else 0))
+        made = lockstep.build(
+            tiny(optimizer, schedule, dtype, step_size), dataset(rng, low=250 if start == "offset" else 0)
+        )
         arrays = twin.read_arrays(made.theirs().network)
         if start == "ties":
             arrays["norm1.weight"][0] = 0
@@ -276,11 +282,6 @@ def float32_stats(ours):
     return {"gradients": gradients}
 
 
-def late(count):
-    """optax's own schedule in float32, with an epoch length at which a jitted division comes out too small."""
-    return host_rates()(jnp.maximum(count - 1, 0))
-
-
 FAULTS = {
     "BN1 kept the other way": ({}, lambda o: network(model(norm_rule=BatchNormRule(0.1, True)))),
     "BN2 biased": ({}, lambda o: network(model(norm_rule=BatchNormRule(0.9, False)))),
@@ -309,7 +310,11 @@ FAULTS = {
     ),
     "O2 float32": ({"optimizer": "adam", "dtype": "float32"}, lambda o: {"tx": optax.adam(o.schedule)}),
     "O3 adamw": ({"optimizer": "adam"}, lambda o: {"tx": optax.adamw(o.schedule)}),
-    "S1 late": ({}, lambda o: rates_by_step(late)),
+    # 41 epochs of 3 steps: one of the lengths at which compiled code divides to just below a whole number.
+    "S1 staircase": (
+        {"dtype": "float32", "step_size": 41},
+        lambda o: rates_by_step(optax.exponential_decay(0.05, 41 * STEPS_PER_EPOCH, 0.5, staircase=True)),
+    ),
     "S2 by step": (
         {"schedule": "cosine"}, lambda o: rates_by_step(optax.cosine_decay_schedule(0.05, 4 * STEPS_PER_EPOCH))
     ),
@@ -352,3 +357,97 @@ def test_a_fault_is_found_and_named(lockstep, built, rng, double, quick, fault):
     assert report.outside is not None
     named = [suggestion.row for suggestion in report.suggestions[:3]]
     assert fault.split()[0] in named, (report.outside, report.suggestions)
+
+
+def test_the_sizes_of_errors(lockstep):
+    from cifar_jax.parity.compare import difference
+
+    assert difference([1.0, 200.0], [1.0, 200.5]) == 0.5  # in itself: the larger figure where numbers are large
+    assert difference([1e-6, 0.0], [2e-6, 0.0]) == 0.5  # of the largest: the larger figure where they are small
+    assert difference([1e-6], [0.0]) == 1e-6
+    assert difference([1.0, 2.0], [1.0]) == difference([np.nan], [1.0]) == np.inf
+    assert difference([np.nan, 1.0], [np.nan, 1.0]) == 0.0
+
+
+# --- The command ---
+
+
+@pytest.fixture
+def command(lockstep, built, rng, monkeypatch, tmp_path, double):
+    """Runs it on the small sides, after a plant; returns its exit code."""
+
+    def run(*argv, plant=lambda ours: {}):
+        made = sides(lockstep, built, rng, dtype="float32")
+        made = made._replace(ours=made.ours._replace(**plant(made.ours)))
+        monkeypatch.setattr(lockstep, "build", lambda config, dataset: made)
+        monkeypatch.setattr(lockstep, "load_dataset", lambda name, data_dir: dataset(rng))
+        return main(["lockstep", "--steps=4", f"--png={tmp_path}/a.png", f"--json={tmp_path}/a/b.json", *argv])
+
+    monkeypatch.chdir(ROOT)
+    return run
+
+
+# ml_collections loads config files in a way that Python 3.12 will not have.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+CONFIG = "--config=configs/cnn6_step.py"
+
+
+def test_the_command_when_all_is_well(command, capsys, tmp_path):
+    assert command(CONFIG) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "cnn6_step: PyTorch against JAX in float32, each step from torch's state"
+    assert lines[1] == "cnn6, the lecture's widths; 4 steps on 22 images of cifar100 at 32x32, batch 200"
+    assert [line.split()[:3] for line in lines if line[:4].strip().isdigit()] == [
+        ["1", "1", "8"], ["2", "1", "8"], ["3", "1", "6"], ["4", "2", "8"],
+    ]  # fmt: skip
+    assert "Everything is inside its tolerance." in lines
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    saved = json.loads((tmp_path / "a" / "b.json").read_text())
+    assert saved["outside"] is None
+    assert len(saved["steps"]) == 4
+    assert 0 < saved["largest"]["gradient"] < saved["tolerance"]["gradient"]
+    assert saved["origin"]["versions"]["torch"]
+
+
+def test_the_command_when_they_part(command, capsys, tmp_path):
+    assert command(CONFIG, plant=lambda o: rates_by_step(host_rates(calls_per_epoch=2))) == 1
+    text = capsys.readouterr().out
+    assert "First outside: step 4, epoch 2: lr lr, error 5.0e-01, tolerance 1.2e-07\n" in text
+    assert "could explain it:\n  1. S3: the scheduler is stepped twice" in text
+    assert json.loads((tmp_path / "a" / "b.json").read_text())["suggestions"][0]["row"] == "S3"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "--config must name a config file, such as --config=configs/cnn6_adam.py, got nothing."),
+        (["--config=nothing.py"], "--config must name a Python file with get_config(), got 'nothing.py'"),
+        ([CONFIG, "--config.dtype=bfloat16"], "dtype must be float32 or float64 for a comparison with PyTorch, got"),
+        ([CONFIG, "--config.modle.name=cnn6"], "modle.name is not a config key"),
+        ([CONFIG, "--config.norm.epsilon=-1."], "norm.epsilon must be a finite number above 0, got -1.0."),
+        ([CONFIG, "--config.data.limit_train=23"], "data.limit_train must be at most 22, the number of images"),
+        ([CONFIG, "--steps=0"], "flag --steps=0: 0 is not a positive integer"),
+        ([CONFIG, "more"], "lockstep takes flags only, got 'more'."),
+    ],
+)
+def test_wrong_input_is_one_sentence(command, capsys, argv, message):
+    assert command(*argv) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("Error: ")
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_an_unknown_command(capsys):
+    assert main(["lockstop"]) == 2
+    assert capsys.readouterr().err == "Error: The command must be one of ledger, lockstep, convert, got 'lockstop'.\n"
+
+
+def test_without_torch_it_says_so(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    for name in [name for name in sys.modules if name.startswith("cifar_jax.parity.")]:
+        monkeypatch.delitem(sys.modules, name)
+    assert main(["lockstep", CONFIG]) == 2
+    assert capsys.readouterr().err == (
+        "Error: This command compares with PyTorch, which is not installed: pip install '.[torch]'.\n"
+    )

@@ -73,12 +73,14 @@ class Record(NamedTuple):
     our_rates, their_rates: the learning rate of every update of the whole schedule.
     base_lr: what errors of the rates are measured by.
     same_values: whether the initial weights are torch's numbers, if perhaps in other places.
+    spread: how many times as wide as torch's the initial weights lie, in the tensor where that is furthest from 1.
     """
 
     steps: list[Step]
     tolerance: dict[str, float]
     weights: dict[str, float]
     same_values: bool
+    spread: float
     our_rates: np.ndarray
     their_rates: np.ndarray
     steps_per_epoch: int
@@ -172,6 +174,7 @@ def compare_runs(
     their_rates: list[float],
     common_state: bool,
     tolerance: dict[str, float],
+    on_step: Callable[[Step], None] = lambda step: None,
 ) -> Record:
     """Runs both sides for `steps` updates.
 
@@ -186,6 +189,7 @@ def compare_runs(
         torch's parameters, statistics and moments, and gives our optimizer torch's gradients, so that each error is
         of one piece alone.
       tolerance: by quantity.
+      on_step: called with the errors of each step as it is done.
     """
     before = read_arrays(theirs.network)
     start = to_state_dict(ours.state.params, ours.state.batch_stats)
@@ -207,6 +211,7 @@ def compare_runs(
             seen = []
             theirs.end_epoch()
         rows.append(Step(number, turn.epoch, count, count < whole, their.lr, errors))
+        on_step(rows[-1])
         if witness is None and outside(rows[-1], tolerance):
             witness = Witness(rows[-1], their, our, before)
         before = their.state_dict
@@ -215,9 +220,15 @@ def compare_runs(
             like_start = state.replace(params=ours.state.params, batch_stats=ours.state.batch_stats)
             state = load(like_start, their.state_dict, their.moments)
     return Record(
-        steps=rows, tolerance=tolerance, weights=weights, same_values=same_values, our_rates=rates(ours, len(their_lr)),
+        steps=rows, tolerance=tolerance, weights=weights, same_values=same_values, spread=_spread(start, before), our_rates=rates(ours, len(their_lr)),
         their_rates=their_lr, steps_per_epoch=len(epoch_batches(0)), base_lr=base_lr, witness=witness,
     )  # fmt: skip
+
+
+def _spread(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> float:
+    """The greatest ratio of deviations, either way, over tensors of more than one value that are not constant."""
+    deviations = [(float(np.std(ours[name])), float(np.std(array))) for name, array in theirs.items()]
+    return max(max(a / b, b / max(a, 1e-30)) for a, b in deviations if b > 0)
 
 
 def _epoch_loss_error(ours: Ours, seen: list[tuple[OurStep | None, float, int]]) -> float:
