@@ -195,6 +195,7 @@ def compare_runs(
     start = to_state_dict(ours.state.params, ours.state.batch_stats)
     weights = {name: difference(start[name], before[name]) for name in before}
     same_values = all(np.array_equal(np.sort(start[name], None), np.sort(before[name], None)) for name in before)
+    spread = _spread(start, before)
     whole, base_lr = len(epoch_batches(0)[0]), their_rates[0]
     their_lr = np.repeat(np.asarray(their_rates), len(epoch_batches(0)))
     state = load(ours.state, before, {}) if common_state else ours.state
@@ -220,15 +221,17 @@ def compare_runs(
             like_start = state.replace(params=ours.state.params, batch_stats=ours.state.batch_stats)
             state = load(like_start, their.state_dict, their.moments)
     return Record(
-        steps=rows, tolerance=tolerance, weights=weights, same_values=same_values, spread=_spread(start, before), our_rates=rates(ours, len(their_lr)),
-        their_rates=their_lr, steps_per_epoch=len(epoch_batches(0)), base_lr=base_lr, witness=witness,
+        steps=rows, tolerance=tolerance, weights=weights, same_values=same_values, spread=spread,
+        our_rates=rates(ours, len(their_lr)), their_rates=their_lr, steps_per_epoch=len(epoch_batches(0)),
+        base_lr=base_lr, witness=witness,
     )  # fmt: skip
 
 
 def _spread(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> float:
-    """The greatest ratio of deviations, either way, over tensors of more than one value that are not constant."""
-    deviations = [(float(np.std(ours[name])), float(np.std(array))) for name, array in theirs.items()]
-    return max(max(a / b, b / max(a, 1e-30)) for a, b in deviations if b > 0)
+    """The greatest ratio of deviations, either way, over weights numerous enough to have one."""
+    drawn = [name for name, array in theirs.items() if array.size >= 30 and array.std() > 0]
+    ratios = [float(ours[name].std() / theirs[name].std()) for name in drawn]
+    return max([1.0, *(max(ratio, 1 / max(ratio, 1e-30)) for ratio in ratios)])
 
 
 def _epoch_loss_error(ours: Ours, seen: list[tuple[OurStep | None, float, int]]) -> float:
