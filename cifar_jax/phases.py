@@ -47,7 +47,7 @@ def compile_evaluation(experiment: Experiment, *, whole: bool) -> Callable[[Trai
         )
         return lambda state: iter([compiled(state.params, state.batch_stats, *x.test)])
     order = np.arange(len(x.test.labels), dtype=np.int32)
-    batches = _rows(steps.split_epoch(order, None, batch_size=x.eval_batch_size, sampler="shuffle"))
+    batches = unstack(steps.split_epoch(order, None, batch_size=x.eval_batch_size, sampler="shuffle"))
     compiled = _compile(steps.eval_step, x.state.params, x.state.batch_stats, *x.test, batches[0], **parts)
     return lambda state: (compiled(state.params, state.batch_stats, *x.test, batch) for batch in batches)
 
@@ -91,11 +91,11 @@ def _compile(function, *arguments, **options):
 def epoch_batches(experiment: Experiment, epoch: int) -> list[steps.Batch]:
     """The batches of an epoch of training, numbered from 0, one by one, on the host."""
     x = experiment
-    return _rows(steps.split_epoch(*x.draw_epoch(epoch), batch_size=x.batch_size, sampler=x.sampler))
+    return unstack(steps.split_epoch(*x.draw_epoch(epoch), batch_size=x.batch_size, sampler=x.sampler))
 
 
-def _rows(batches: steps.Batch) -> list[steps.Batch]:
-    """The batches of an epoch one by one, on the host."""
+def unstack(batches: steps.Batch) -> list[steps.Batch]:
+    """The batches of an epoch, as `steps.split_epoch` gives them, one by one on the host."""
     batches = jax.device_get(batches)
     return [jax.tree.map(lambda array, i=i: array[i], batches) for i in range(len(batches.indices))]
 

@@ -73,12 +73,14 @@ class Record(NamedTuple):
     our_rates, their_rates: the learning rate of every update of the whole schedule.
     base_lr: what errors of the rates are measured by.
     same_values: whether the initial weights are torch's numbers, if perhaps in other places.
+    spread: how many times as wide as torch's the initial weights lie, in the tensor where that is furthest from 1.
     """
 
     steps: list[Step]
     tolerance: dict[str, float]
     weights: dict[str, float]
     same_values: bool
+    spread: float
     our_rates: np.ndarray
     their_rates: np.ndarray
     steps_per_epoch: int
@@ -172,6 +174,7 @@ def compare_runs(
     their_rates: list[float],
     common_state: bool,
     tolerance: dict[str, float],
+    on_step: Callable[[Step], None] = lambda step: None,
 ) -> Record:
     """Runs both sides for `steps` updates.
 
@@ -186,11 +189,13 @@ def compare_runs(
         torch's parameters, statistics and moments, and gives our optimizer torch's gradients, so that each error is
         of one piece alone.
       tolerance: by quantity.
+      on_step: called with the errors of each step as it is done.
     """
     before = read_arrays(theirs.network)
     start = to_state_dict(ours.state.params, ours.state.batch_stats)
     weights = {name: difference(start[name], before[name]) for name in before}
     same_values = all(np.array_equal(np.sort(start[name], None), np.sort(before[name], None)) for name in before)
+    spread = _spread(start, before)
     whole, base_lr = len(epoch_batches(0)[0]), their_rates[0]
     their_lr = np.repeat(np.asarray(their_rates), len(epoch_batches(0)))
     state = load(ours.state, before, {}) if common_state else ours.state
@@ -207,15 +212,26 @@ def compare_runs(
             seen = []
             theirs.end_epoch()
         rows.append(Step(number, turn.epoch, count, count < whole, their.lr, errors))
+        on_step(rows[-1])
         if witness is None and outside(rows[-1], tolerance):
             witness = Witness(rows[-1], their, our, before)
         before = their.state_dict
         if common_state:
-            state = load(state, their.state_dict, their.moments)
+            # A fault may have changed the types of ours.
+            like_start = state.replace(params=ours.state.params, batch_stats=ours.state.batch_stats)
+            state = load(like_start, their.state_dict, their.moments)
     return Record(
-        steps=rows, tolerance=tolerance, weights=weights, same_values=same_values, our_rates=rates(ours, len(their_lr)),
-        their_rates=their_lr, steps_per_epoch=len(epoch_batches(0)), base_lr=base_lr, witness=witness,
+        steps=rows, tolerance=tolerance, weights=weights, same_values=same_values, spread=spread,
+        our_rates=rates(ours, len(their_lr)), their_rates=their_lr, steps_per_epoch=len(epoch_batches(0)),
+        base_lr=base_lr, witness=witness,
     )  # fmt: skip
+
+
+def _spread(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> float:
+    """The greatest ratio of deviations, either way, over weights numerous enough to have one."""
+    drawn = [name for name, array in theirs.items() if array.size >= 30 and array.std() > 0]
+    ratios = [float(ours[name].std() / theirs[name].std()) for name in drawn]
+    return max([1.0, *(max(ratio, 1 / max(ratio, 1e-30)) for ratio in ratios)])
 
 
 def _epoch_loss_error(ours: Ours, seen: list[tuple[OurStep | None, float, int]]) -> float:

@@ -18,13 +18,14 @@ import torch
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from cifar_jax import train
+from cifar_jax import phases
 from cifar_jax.config import explain_flag_error, validate
 from cifar_jax.data import load_dataset
 from cifar_jax.data.dataset import Dataset, take
-from cifar_jax.data.order import epoch_order, steps_per_epoch
+from cifar_jax.data.order import steps_per_epoch
 from cifar_jax.devices import select_devices
 from cifar_jax.errors import InputError
+from cifar_jax.experiment import build as build_experiment
 from cifar_jax.parity import compare, our_side, twin
 from cifar_jax.parity.diagnosis import Setting, Suggestion, diagnose
 from cifar_jax.parity.state_dict import to_state_dict
@@ -61,7 +62,7 @@ class Report(NamedTuple):
 def build(config: ConfigDict, dataset: Dataset) -> Sides:
     """Both sides of a config that was validated."""
     data, optimizer, schedule, norm = config.data, config.optimizer, config.schedule, config.norm
-    experiment = train.build(config, dataset)
+    experiment = build_experiment(config, dataset)
     ours = our_side.from_experiment(experiment)
     dtype = getattr(torch, config.dtype)
     torch.manual_seed(config.seed)
@@ -90,11 +91,15 @@ def build(config: ConfigDict, dataset: Dataset) -> Sides:
         )  # fmt: skip
 
     def its_batches(epoch):
-        order = epoch_order(experiment.order_key, epoch, len(dataset.train.labels))
+        order = np.asarray(experiment.draw_epoch(epoch)[0])
         return list(epoch_batches(order, data.batch_size, drop_last=data.sampler == "whole_batches"))
 
     def flips_of_each(step, count):
         # Our draws for a whole batch; of a ragged one, the first rows are real.
+        epoch, place = divmod(step, len(its_batches(0)))
+        drawn_before = phases.epoch_batches(experiment, epoch)[place].flips
+        if drawn_before is not None:
+            return drawn_before[:count]
         key = jax.random.fold_in(experiment.state.key, step)
         return np.asarray(jax.random.bernoulli(key, 0.5, (data.batch_size,)))[:count]
 
@@ -123,26 +128,26 @@ def build(config: ConfigDict, dataset: Dataset) -> Sides:
     )
 
 
-def run(sides: Sides, *, steps: int) -> Report:
+def run(sides: Sides, *, steps: int, on_step: Callable[[compare.Step], None] = lambda step: None) -> Report:
     """Compares both sides over `steps` updates, and looks for causes where they part.
 
     float64: left to themselves; where they part, once more from common states, so that the causes do not blur.
-    float32: from common states.
+    float32: from common states. `on_step` is called with the errors of each step of the first comparison.
     """
     double = sides.setting.dtype == "float64"
 
-    def compared(*, common_state):
+    def compared(on_step, *, common_state):
         return compare.compare_runs(
             sides.theirs(), sides.ours, steps=steps, epoch_batches=sides.epoch_batches, flips=sides.flips,
             their_rates=sides.their_rates, common_state=common_state,
-            tolerance=compare.FLOAT64 if double else compare.FLOAT32,
+            tolerance=compare.FLOAT64 if double else compare.FLOAT32, on_step=on_step,
         )  # fmt: skip
 
-    record = compared(common_state=not double)
+    record = compared(on_step, common_state=not double)
     outside = record.first_outside()
     if outside is None:
         return Report(record, None, [])
-    evidence = compared(common_state=True) if double else record
+    evidence = compared(lambda step: None, common_state=True) if double else record
     return Report(record, outside, diagnose(evidence, sides.setting))
 
 
@@ -170,9 +175,9 @@ def main(argv: list[str]) -> int:
             f"data.batch_size must be at most the number of training images, {len(dataset.train.labels)}, with "
             f"data.sampler={data.sampler}, got {data.batch_size}."
         )
-    report = run(build(config, dataset), steps=given.steps)
-    text = describe(report, name, config, len(dataset.train.labels))
-    print(text, flush=True)
+    print(_heading(name, config, given.steps, len(dataset.train.labels)), flush=True)
+    report = run(build(config, dataset), steps=given.steps, on_step=lambda step: print(_row(step), flush=True))
+    print(_verdict(report), flush=True)
     picture = Path(given.png or f"runs/lockstep_{name}_{config.dtype}.png")
     draw_errors(
         [step.errors for step in report.record.steps], report.record.tolerance,
@@ -187,13 +192,13 @@ def main(argv: list[str]) -> int:
 
 def _parse(argv: list[str]) -> flags.FlagValues:
     """absl's parser, with errors in one sentence."""
-    given = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "What to compare.", flag_values=given)
+    given, argv = flags.FlagValues(), ["lockstep", *argv]
+    # It finds the keys to override in the whole command line, and would look in this process's.
+    config_flags.DEFINE_config_file("config", None, "What to compare.", flag_values=given, sys_argv=argv)
     flags.DEFINE_integer("steps", 10, "Number of updates.", lower_bound=1, flag_values=given)
     flags.DEFINE_boolean("float64", False, "Compare in double precision.", flag_values=given)
     flags.DEFINE_string("png", None, "Picture of the errors; under runs/ unless given.", flag_values=given)
     flags.DEFINE_string("json", None, "File for the figures.", flag_values=given)
-    argv = ["lockstep", *argv]
     try:
         rest = given(argv)
         if given["config"].value is None:
@@ -214,36 +219,42 @@ _COLUMNS = {
 }  # fmt: skip
 
 
-def describe(report: Report, name: str, config: ConfigDict, images: int) -> str:
-    """The table of errors and the verdict, as text."""
-    record = report.record
+def _heading(name: str, config: ConfigDict, steps: int, images: int) -> str:
     how = "left to themselves" if config.dtype == "float64" else "each step from torch's state"
+    data, widths = config.data, config.model.stages or "the lecture's widths"
+    return (
+        f"{name}: PyTorch against JAX in {config.dtype}, {how}\n"
+        f"{config.model.name}, {widths}; {steps} steps on {images:,} images of {data.name} at "
+        f"{data.image_size}x{data.image_size}, batch {data.batch_size}\n"
+        "Each figure is the worst tensor's: the larger of the greatest difference and the same over the largest value\n"
+        "step epoch images" + "".join(f"{title:>10}" for title in _COLUMNS.values())
+    )
+
+
+def _row(step: compare.Step) -> str:
+    row = f"{step.step + 1:4} {step.epoch + 1:5} {step.images:6}"
+    row += "".join(f"{_worst(step.errors.get(quantity)):>10}" for quantity in _COLUMNS)
+    if "epoch_loss" in step.errors:
+        row += f"\n     epoch {step.epoch + 1}: mean loss {_worst(step.errors['epoch_loss'])}"
+    return row
+
+
+def _verdict(report: Report) -> str:
+    record, first = report.record, report.outside
+    largest = record.largest()
     lines = [
-        f"{name}: PyTorch against JAX in {config.dtype}, {how}; {len(record.steps)} steps on {images:,} images of "
-        f"{config.data.name} at {config.data.image_size}x{config.data.image_size}, batch {config.data.batch_size}",
-        "Each figure is the worst tensor's: the larger of the greatest difference and the same over the largest value",
-        "step epoch images" + "".join(f"{title:>10}" for title in _COLUMNS.values()),
+        "largest          " + "".join(f"{largest.get(quantity, 0):>10.1e}" for quantity in _COLUMNS),
+        "tolerance        " + "".join(f"{record.tolerance[quantity]:>10.1e}" for quantity in _COLUMNS),
+        f"learning rates of all {len(record.their_rates):,} updates: {record.rate_errors().max():.1e}",
     ]
-    for step in record.steps:
-        cells = "".join(f"{_worst(step.errors.get(q)):>10}" for q in _COLUMNS)
-        lines.append(f"{step.step + 1:4} {step.epoch + 1:5} {step.images:6}{cells}")
-        if "epoch_loss" in step.errors:
-            lines.append(f"     epoch {step.epoch + 1}: mean loss {_worst(step.errors['epoch_loss'])}")
-    lines.append("largest          " + "".join(f"{record.largest().get(q, 0):>10.1e}" for q in _COLUMNS))
-    lines.append("tolerance        " + "".join(f"{record.tolerance[q]:>10.1e}" for q in _COLUMNS))
-    lines.append(f"learning rates of all {len(record.their_rates):,} updates: {record.rate_errors().max():.1e}")
-    if report.outside is None:
-        lines.append("Everything is inside its tolerance.")
-        return "\n".join(lines)
-    first = report.outside
-    where = (
-        "before the first step" if first.quantity == "weights" else f"step {first.step + 1}, epoch {first.epoch + 1}"
-    )
-    lines.append(
-        f"First outside: {where}: {first.quantity} {first.tensor}, error {first.error:.1e}, tolerance "
-        f"{first.tolerance:.1e}"
-    )
-    lines.append("Rows of the ledger that could explain it:")
+    if first is None:
+        return "\n".join([*lines, "Everything is inside its tolerance."])
+    where = f"step {first.step + 1}, epoch {first.epoch + 1}"
+    lines += [
+        f"First outside: {'before the first step' if first.quantity == 'weights' else where}: {first.quantity} "
+        f"{first.tensor}, error {first.error:.1e}, tolerance {first.tolerance:.1e}",
+        "Rows of the ledger that could explain it:",
+    ]
     lines += [f"  {i}. {s.row}: {s.text}" for i, s in enumerate(report.suggestions, 1)] or ["  none"]
     return "\n".join(lines)
 
@@ -258,6 +269,7 @@ def to_json(report: Report, name: str, config: ConfigDict, origin: dict) -> dict
     return {
         "config": name,
         "dtype": config.dtype,
+        "widths": config.model.stages or None,
         "data": config.data.name,
         "image_size": config.data.image_size,
         "origin": {**origin, "versions": {**origin["versions"], "torch": torch.__version__}},

@@ -12,8 +12,10 @@ import jax
 import numpy as np
 import optax
 
-from cifar_jax import steps, train
+from cifar_jax import phases, steps
+from cifar_jax.data.order import steps_per_epoch
 from cifar_jax.devices import compiler_options
+from cifar_jax.experiment import Experiment
 from cifar_jax.losses import Metrics
 from cifar_jax.parity.state_dict import from_state_dict, to_state_dict
 from cifar_jax.schedules import by_step
@@ -46,20 +48,16 @@ class Ours(NamedTuple):
     labels: jax.Array
 
 
-def from_experiment(experiment: train.Experiment) -> Ours:
-    """The parts of a run as `train.build` makes it from a config."""
+def from_experiment(experiment: Experiment) -> Ours:
+    """The parts of a run as `experiment.build` makes it from a config."""
     x = experiment
-    n = len(x.train.labels)
-
-    def batches(epoch):
-        return train.batches(train.epoch_order(x.order_key, epoch, n), x.batch_size, x.sampler)
-
+    per_epoch = steps_per_epoch(len(x.train.labels), x.batch_size, x.sampler)
     return Ours(
         inputs=functools.partial(steps.train_input, transform=x.transform, dtype=x.model.dtype),
         gradients=functools.partial(steps.loss_and_grads, model=x.model),
         tx=x.tx,
-        schedule=by_step(x.rates, steps_per_epoch=train.steps_per_epoch(n, x.batch_size, x.sampler)),
-        batches=batches,
+        schedule=by_step(x.rates, steps_per_epoch=per_epoch),
+        batches=lambda epoch: phases.epoch_batches(x, epoch),
         epoch_loss=epoch_loss,
         state=x.state,
         images=x.train.images,
@@ -69,7 +67,7 @@ def from_experiment(experiment: train.Experiment) -> Ours:
 
 def epoch_loss(metrics: list[Metrics]) -> float:
     """The mean over images, as training reports it."""
-    totals = train.Totals()
+    totals = phases.Totals()
     for batch in metrics:
         totals.add(batch)
     return totals.loss
@@ -135,8 +133,12 @@ def load(state: TrainState, arrays: dict[str, np.ndarray], moments: dict[str, di
     params, batch_stats, _ = from_state_dict(arrays, state.params, state.batch_stats, source="The state_dict")
 
     def fill(node):
-        fields = {field: moments[name] for name, field in _MOMENTS.items() if hasattr(node, field) and name in moments}
-        trees = {field: from_state_dict(tree, state.params).params for field, tree in fields.items()}
+        fields = {field: name for name, field in _MOMENTS.items() if _has_moments(node) and name in moments}
+        trees = {
+            field: from_state_dict(moments[name], state.params).params
+            for field, name in fields.items()
+            if hasattr(node, field)
+        }
         return node._replace(**trees) if trees else node
 
     opt_state = jax.tree.map(fill, state.opt_state, is_leaf=_has_moments)
