@@ -1,0 +1,38 @@
+"""python -m cifar_jax.parity [ledger], lockstep or convert: the evidence that this port is PyTorch's program.
+
+Each command is a module with `main(argv) -> int`, where argv holds what follows the command's name.
+"""
+
+import importlib
+import sys
+
+from cifar_jax.errors import InputError
+
+_COMMANDS = {
+    "ledger": "cifar_jax.parity.ledger",
+    "lockstep": "cifar_jax.parity.lockstep",
+    "convert": "cifar_jax.parity.convert",
+}
+
+
+def main(argv: list[str]) -> int:
+    """Runs a command, the ledger unless another is named first; returns its exit code, 2 for wrong input."""
+    name, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("ledger", argv)
+    try:
+        if name not in _COMMANDS:
+            raise InputError(f"The command must be one of {', '.join(_COMMANDS)}, got {name!r}.")
+        return importlib.import_module(_COMMANDS[name]).main(rest)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        print(
+            "Error: This command compares with PyTorch, which is not installed: pip install '.[torch]'.",
+            file=sys.stderr,
+        )
+    except InputError as error:
+        print(f"Error: {error}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
