@@ -1,21 +1,24 @@
 """The lecture's kind of network as a first port would write it: stock Flax, nothing of this project."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 
 class StockCNN(nn.Module):
     """Convolution, BatchNorm, ReLU and max pool for each width; then a global average and a linear layer.
 
-    Its parameters have the names and shapes of `cifar_jax.models.CNN` with one convolution a stage. `norm` holds
-    nn.BatchNorm's options.
+    Its parameters have the names and shapes of `cifar_jax.models.CNN` with one convolution a stage. Defaults are
+    Flax's own.
     """
 
     widths: tuple[int, ...]
     num_classes: int
-    norm: dict[str, Any]
+    norm_momentum: float = 0.99
+    activation: Callable = nn.relu
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -24,6 +27,13 @@ class StockCNN(nn.Module):
         for number, width in enumerate(self.widths, start=1):
             types = {"dtype": self.dtype, "param_dtype": self.dtype}
             x = nn.Conv(width, (3, 3), use_bias=False, name=f"conv{number}", **types)(x)
-            x = nn.BatchNorm(use_running_average=not train, name=f"norm{number}", **types, **self.norm)(x)
-            x = nn.max_pool(nn.relu(x), (2, 2), strides=(2, 2))
+            x = nn.BatchNorm(use_running_average=not train, name=f"norm{number}", momentum=self.norm_momentum, **types)(
+                x
+            )
+            x = nn.max_pool(self.activation(x), (2, 2), strides=(2, 2))
         return nn.Dense(self.num_classes, name="linear", dtype=self.dtype, param_dtype=self.dtype)(x.mean((1, 2)))
+
+
+def init(network: nn.Module, x, seed: int = 0) -> dict[str, Any]:
+    """Fresh variables of a network for inputs like `x`, in one compiled call: op by op takes seconds."""
+    return jax.jit(lambda key: network.init(key, jnp.asarray(x), train=False))(jax.random.key(seed))
