@@ -70,6 +70,7 @@ _BOOL = Field("True or False", lambda value: isinstance(value, bool))
 
 FIELDS = {
     "seed": _integer(0, 2**31 - 1),
+    "rng": _choice("jax", "torch"),
     "dtype": _choice("float32", "bfloat16", "float64"),
     "platform": _choice("auto", "cpu", "gpu", "tpu"),
     "data.name": _choice(*DATASETS),
@@ -144,6 +145,14 @@ def validate(config: ml_collections.ConfigDict) -> None:
         raise InputError(f"data.image_size must be at least {smallest} for the pools of {name}, got {size}.")
     if flat["schedule.name"] == "cosine" and flat["schedule.t_max"] is None:
         raise InputError("schedule.t_max must be an integer of at least 1 with schedule.name=cosine, got None.")
+    if flat["rng"] == "torch":
+        if flat["data.sampler"] != "shuffle":
+            raise InputError(
+                f"data.sampler must be shuffle with rng=torch, as PyTorch's DataLoader knows no other, got "
+                f"{flat['data.sampler']!r}."
+            )
+        if flat["model.init"] != "torch":
+            raise InputError(f"model.init must be torch with rng=torch, got {flat['model.init']!r}.")
 
 
 def unknown_key(key: str) -> str:

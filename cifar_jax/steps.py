@@ -19,10 +19,12 @@ class Batch(NamedTuple):
 
     indices: positions in the data set.
     mask: False for rows that only fill up a last, ragged batch; None where every batch is full.
+    flips: which images are mirrored in training, where that was drawn before; None draws it in the step.
     """
 
     indices: Int32[Array, " batch"]
     mask: Bool[Array, " batch"] | None
+    flips: Bool[Array, " batch"] | None = None
 
 
 @functools.partial(jax.jit, static_argnames=("model", "tx", "transform"), donate_argnames=("state",))
@@ -49,6 +51,7 @@ def train_step(
         jax.random.fold_in(state.key, state.step),
         transform,
         mask=batch.mask,
+        flips=batch.flips,
         dtype=jnp.promote_types(model.dtype, jnp.float32),
     )
     y = jnp.take(labels, batch.indices, mode="clip")

@@ -13,13 +13,13 @@ import ml_collections
 import numpy as np
 import optax
 
-from cifar_jax import optimizers, schedules, steps
+from cifar_jax import optimizers, schedules, steps, torch_random
 from cifar_jax.batch_norm import RULES
 from cifar_jax.checkpoint import Checkpoints, best_epoch
 from cifar_jax.config import validate
 from cifar_jax.data import load_dataset
 from cifar_jax.data.dataset import Dataset, Split, take
-from cifar_jax.data.order import epoch_order, split_batches, steps_per_epoch
+from cifar_jax.data.order import cut, epoch_order, split_batches, steps_per_epoch
 from cifar_jax.devices import compiler_options, describe, select_devices
 from cifar_jax.errors import DivergedError, InputError
 from cifar_jax.interrupt import Interrupted
@@ -43,7 +43,11 @@ class Result(NamedTuple):
 
 
 class Experiment(NamedTuple):
-    """Everything that a config names, built. Data sets lie on the device."""
+    """Everything that a config names, built. Data sets lie on the device.
+
+    draw_epoch: takes an epoch, numbered from 0, to the order of its images and, where the steps do not draw them, which
+      of these are flipped; the same for an epoch whenever it is asked.
+    """
 
     model: CNN
     tx: optax.GradientTransformation
@@ -54,7 +58,7 @@ class Experiment(NamedTuple):
     batch_size: int
     eval_batch_size: int
     sampler: str
-    order_key: jax.Array
+    draw_epoch: Callable[[int], tuple[np.ndarray, np.ndarray | None]]
     state: TrainState
 
 
@@ -110,6 +114,18 @@ def build(config: ml_collections.ConfigDict, dataset: Dataset) -> Experiment:
             lr, b1=optimizer.b1, b2=optimizer.b2, eps=optimizer.eps, weight_decay=optimizer.weight_decay
         )
     init_key, step_key, order_key = jax.random.split(jax.random.key(config.seed), 3)
+    state = create_state(model, tx, init_key=init_key, key=step_key, image_size=data.image_size)
+    n_train = len(dataset.train.labels)
+    if config.rng == "torch":
+        state = state.replace(params=jax.device_put(torch_random.draw_params(config.seed, state.params)))
+        draw_epoch = torch_random.Epochs(
+            config.seed, n_train, flips=data.augment == "flip", draws_before=torch_random.count_draws(state.params)
+        ).draw
+    else:
+
+        def draw_epoch(epoch):
+            return epoch_order(order_key, epoch, n_train), None
+
     return Experiment(
         model=model,
         tx=tx,
@@ -120,15 +136,22 @@ def build(config: ml_collections.ConfigDict, dataset: Dataset) -> Experiment:
         batch_size=data.batch_size,
         eval_batch_size=data.eval_batch_size,
         sampler=data.sampler,
-        order_key=order_key,
-        state=create_state(model, tx, init_key=init_key, key=step_key, image_size=data.image_size),
+        draw_epoch=draw_epoch,
+        state=state,
     )
 
 
-def batches(order: np.ndarray, batch_size: int, sampler: str = "shuffle") -> list[steps.Batch]:
-    """An order, cut into batches as the steps take them."""
+def batches(
+    order: np.ndarray, batch_size: int, sampler: str = "shuffle", flips: np.ndarray | None = None
+) -> list[steps.Batch]:
+    """An order, and which of its images are flipped if that is known, cut into batches as the steps take them."""
     indices, mask = split_batches(order, batch_size, sampler)
-    return [steps.Batch(row, None if mask is None else mask[i]) for i, row in enumerate(indices)]
+    if flips is not None:
+        flips = cut(flips, *indices.shape)
+    return [
+        steps.Batch(row, None if mask is None else mask[i], None if flips is None else flips[i])
+        for i, row in enumerate(indices)
+    ]
 
 
 def compile_eval(experiment: Experiment) -> Callable[[TrainState, steps.Batch], Metrics]:
@@ -144,7 +167,8 @@ def compile_eval(experiment: Experiment) -> Callable[[TrainState, steps.Batch], 
 def compile_train(experiment: Experiment) -> Callable[[TrainState, steps.Batch], tuple[TrainState, Metrics]]:
     """The compiled training step, with everything bound that stays the same. It donates the state."""
     x, train = experiment, experiment.train
-    example = batches(np.arange(len(train.labels), dtype=np.int32), x.batch_size, x.sampler)[0]
+    order, flips = x.draw_epoch(0)
+    example = batches(order, x.batch_size, x.sampler, flips)[0]
     compiled = steps.train_step.lower(x.state, *train, example, model=x.model, tx=x.tx, transform=x.transform).compile(
         compiler_options=compiler_options()
     )
@@ -273,12 +297,13 @@ def _train_epochs(config, experiment, state, history, log, checkpoints, check_st
         f"Network: {config.model.name}, {parameters:,} parameters, compiled in {duration(time.perf_counter() - start)}",
         flush=True,
     )
-    n_train, n_test = len(x.train.labels), len(x.test.labels)
+    n_test = len(x.test.labels)
     test_batches = batches(np.arange(n_test, dtype=np.int32), x.eval_batch_size)
     first, begin = len(history), time.perf_counter()
     for epoch in range(first, epochs):
         start, lr = time.perf_counter(), float(x.rates[epoch])
-        train_batches = batches(epoch_order(x.order_key, epoch, n_train), x.batch_size, x.sampler)
+        order, flips = x.draw_epoch(epoch)
+        train_batches = batches(order, x.batch_size, x.sampler, flips)
         with epoch_bar(epoch + 1, epochs, len(train_batches) * x.batch_size + n_test) as bar:
             state, train = _train_epoch(train_step, state, train_batches, epoch, lr, check_stop, bar.update)
             middle = time.perf_counter()

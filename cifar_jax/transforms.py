@@ -119,13 +119,18 @@ def transform_train(
     transform: Transform,
     *,
     mask: Bool[Array, " batch"] | None = None,
+    flips: Bool[Array, " batch"] | None = None,
     dtype: DTypeLike = jnp.float32,
 ) -> Float[Array, "batch size size 3"]:
-    """A training batch: resized, augmented, scaled. `mask` is False for rows that only fill up the batch."""
+    """A training batch: resized, augmented, scaled.
+
+    `mask` is False for rows that only fill up the batch. `flips` are the images that "flip" mirrors, where they were
+    drawn before; None draws them from `key`.
+    """
     images = resize(images, transform.image_size)
     rows = images.shape[0]
     if transform.augment == "flip":
-        images = flip(images, jax.random.bernoulli(key, 0.5, (rows,)))
+        images = flip(images, jax.random.bernoulli(key, 0.5, (rows,)) if flips is None else flips)
     elif transform.augment == "flip_first_half":
         count = rows if mask is None else jnp.sum(mask)
         images = flip(images, jnp.arange(rows) < count // 2)

@@ -11,6 +11,7 @@ def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
 
     config.seed = 0  # draws the initial weights, the order of every epoch and the augmentation
+    config.rng = "jax"  # whose random numbers: jax, or torch for those that PyTorch draws from this seed on the CPU
     config.dtype = "float32"  # of the computation: float32, bfloat16, or float64 (slow, for comparisons)
     config.platform = "auto"  # auto takes the fastest there is; cpu, gpu or tpu insist
 

@@ -60,6 +60,7 @@ def test_lecture_recipes(name):
 
 WRONG = [
     ("seed", -1, "an integer from 0 to 2147483647"),
+    ("rng", "numpy", "one of jax, torch"),
     ("dtype", "float16", "one of float32, bfloat16, float64"),
     ("platform", "cuda", "one of auto, cpu, gpu, tpu"),
     ("data.name", "cifar", "one of cifar100, cifar10, shapes"),
@@ -113,6 +114,8 @@ def test_every_key_has_a_wrong_value_above():
         ({"schedule.name": "cosine"}, "schedule.t_max must be .* with schedule.name=cosine, got None"),
         ({"model.stages": ((8, 8), (8, 8))}, "model.stages must be .* laid out like cnn6's"),
         ({"model.name": "cnn10", "data.image_size": 8}, "data.image_size must be at least 16 .* cnn10, got 8"),
+        ({"rng": "torch", "data.sampler": "whole_batches"}, "data.sampler must be shuffle with rng=torch.*whole_batch"),
+        ({"rng": "torch", "model.init": "flax"}, "model.init must be torch with rng=torch, got 'flax'"),
     ],
 )
 def test_a_wrong_combination_is_named(overrides, message):

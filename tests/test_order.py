@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from cifar_jax.data.order import epoch_order, split_batches, steps_per_epoch
+from cifar_jax.data.order import cut, epoch_order, split_batches, steps_per_epoch
 
 
 def test_an_epoch_sees_every_image_once_in_an_order_of_its_own():
@@ -21,6 +21,12 @@ def test_shuffle_keeps_every_image(n, batch_size):
     assert (mask is None) == (n % batch_size == 0)
     kept = indices.ravel() if mask is None else indices[mask]
     assert kept.tolist() == list(range(n))[::-1]
+
+
+def test_cut_goes_with_the_batches():
+    values = np.array([True, True, False])
+    assert cut(values, 2, 2).tolist() == [[True, True], [False, False]]
+    assert cut(values, 1, 2).tolist() == [[True, True]]
 
 
 @pytest.mark.parametrize(("n", "batch_size", "steps"), [(10, 5, 2), (14, 5, 2), (50_000, 64, 781), (3, 5, 0)])

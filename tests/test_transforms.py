@@ -79,6 +79,12 @@ def test_flip_first_half_counts_real_rows(images, mask, expected):
     np.testing.assert_array_equal(was_flipped(images, x), np.arange(12) < expected)
 
 
+def test_flips_drawn_before_are_used(images):
+    chosen = jnp.arange(12) % 3 == 0
+    x = transform_train(jnp.asarray(images), jax.random.key(0), Transform(), flips=chosen)
+    np.testing.assert_array_equal(was_flipped(images, x), chosen)
+
+
 def test_without_augmentation_training_sees_the_image(images):
     x = transform_train(jnp.asarray(images), jax.random.key(0), Transform(augment="none"))
     assert not was_flipped(images, x).any()

@@ -2,7 +2,7 @@
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Int32, Key
+from jaxtyping import Array, Bool, Int32, Key, Shaped
 
 SAMPLERS = ("shuffle", "whole_batches")
 
@@ -33,8 +33,14 @@ def split_batches(
     [[2, 0], [1, 0]]
     """
     steps = steps_per_epoch(len(order), batch_size, sampler)
-    missing = steps * batch_size - len(order)
-    if missing <= 0:
-        return order[: steps * batch_size].reshape(steps, batch_size), None
-    indices = np.concatenate([order, np.zeros(missing, np.int32)]).reshape(steps, batch_size)
-    return indices, (np.arange(steps * batch_size) < len(order)).reshape(steps, batch_size)
+    indices = cut(order, steps, batch_size)
+    if indices.size <= len(order):
+        return indices, None
+    return indices, cut(np.ones(len(order), bool), steps, batch_size)
+
+
+def cut(values: Shaped[np.ndarray, " n"], steps: int, batch_size: int) -> Shaped[np.ndarray, "{steps} {batch_size}"]:
+    """One value an image, cut into batches; what is missing is filled up with 0, what is over is dropped."""
+    filled = np.zeros(steps * batch_size, values.dtype)
+    filled[: len(values)] = values[: len(filled)]
+    return filled.reshape(steps, batch_size)
