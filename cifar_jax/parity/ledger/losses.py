@@ -53,7 +53,9 @@ def _labels() -> Measurement:
     naive = "loss of the last class" if np.isclose(losses[2], wrapped) else f"loss {losses[2]:g}"
     labels_above = jnp.asarray(np.where(labels < 0, _CLASSES, labels))
     above = optax.softmax_cross_entropy_with_integer_labels(jnp.asarray(logits), labels_above)[2]
-    return compare_facts(_outcome(theirs), _outcome(ours), naive, note=f"a label of 100 gives a loss of {above} in optax")
+    return compare_facts(
+        _outcome(theirs), _outcome(ours), naive, note=f"a label of 100 gives a loss of {above} in optax"
+    )
 
 
 def _outcome(run) -> str:

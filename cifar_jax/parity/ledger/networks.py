@@ -96,7 +96,7 @@ def _jax_eval_loss(network, tx: optax.GradientTransformation) -> float:
 
 @functools.cache
 def _eval_losses() -> dict[str, tuple[float, float]]:
-    """Evaluation loss in torch and here under each rule, and of stock Flax with torch's number as "naive"."""
+    """Evaluation loss in torch and here under each rule; "naive" is stock Flax with momentum 0.1, and by default."""
     tx = optimizers.sgd(0.05, momentum=0.9, weight_decay=0.0005)
     with jax.enable_x64(True):
         losses = {rule: (_torch_eval_loss(rule), _jax_eval_loss(_network(rule), tx)) for rule in _RULES}
@@ -141,7 +141,7 @@ def _training_agrees() -> Measurement:
         return compare(expected, side(_network("torch")), side(_stock()))
 
 
-def round_mantissa(x: np.ndarray, bits: int) -> np.ndarray:
+def _round_mantissa(x: np.ndarray, bits: int) -> np.ndarray:
     """float32 values rounded to a mantissa of so many bits: 10 as TF32, 7 as bfloat16. Ties go to even."""
     drop = 23 - bits
     raw = np.ascontiguousarray(x, np.float32).view(np.uint32)
@@ -164,7 +164,7 @@ def _precision() -> Measurement:
         )
 
     ours = convolve(x, kernel, precision="highest")
-    tf32, bf16 = (convolve(round_mantissa(x, bits), round_mantissa(kernel, bits)) for bits in (10, 7))
+    tf32, bf16 = (convolve(_round_mantissa(x, bits), _round_mantissa(kernel, bits)) for bits in (10, 7))
     note = f"simulated by rounding the inputs; with bfloat16's 7 bits the error is {np.abs(bf16 - theirs).max():.0e}"
     return compare(theirs, ours, tf32, note=note)
 
@@ -178,7 +178,7 @@ def _draw_precision() -> Picture:
         w = (rng.normal(size=length) / np.sqrt(length)).astype(np.float32)
         exact = x.astype(np.float64) @ w.astype(np.float64)
         for name, bits in zip(errors, (23, 10, 7), strict=True):
-            rounded = (x, w) if bits == 23 else (round_mantissa(x, bits), round_mantissa(w, bits))
+            rounded = (x, w) if bits == 23 else (_round_mantissa(x, bits), _round_mantissa(w, bits))
             errors[name].append(float(np.abs(jnp.dot(*rounded, precision="highest") - exact).max()))
     return Picture(
         "Error of a sum of products of deviation 1", "terms in the sum", "largest error", lengths, errors, xlog=True,
@@ -200,22 +200,19 @@ def _weights_cross() -> Measurement:
         loaded = from_state_dict(arrays, like["params"], like["batch_stats"])
         back = to_state_dict(loaded.params, loaded.batch_stats, updates=loaded.updates)
         same = all(np.array_equal(back[key], arrays[key]) for key in arrays) and list(back) == list(arrays)
-        reshaped = jax.tree.map(
-            lambda leaf, right: right if leaf.ndim < 4 else jnp.asarray(arrays_of(leaf, arrays)).reshape(leaf.shape),
-            like["params"],
-            loaded.params,
-        )
+        reshaped = {
+            module: {
+                name: arrays[f"{module}.weight"].reshape(leaf.shape) if leaf.ndim == 4 else leaf
+                for name, leaf in leaves.items()
+            }
+            for module, leaves in loaded.params.items()
+        }
 
         def logits(params):
             return network.apply({"params": params, "batch_stats": loaded.batch_stats}, jnp.asarray(x), train=False)
 
         note = f"the round trip is {'' if same else 'NOT '}bitwise"
         return compare(expected, logits(loaded.params), logits(reshaped), note=note)
-
-
-def arrays_of(leaf, arrays: dict[str, np.ndarray]) -> np.ndarray:
-    """The convolution's weight of the state_dict that has as many values as `leaf`."""
-    return next(array for array in arrays.values() if array.ndim == 4 and array.size == leaf.size)
 
 
 def _strict() -> Measurement:
@@ -246,3 +243,110 @@ def _outcome(run) -> str:
     except (RuntimeError, InputError):
         return "refused"
     return "loaded"
+
+
+ROWS = (
+    Row(
+        id="N1",
+        title="One step of training",
+        compared="logits and every gradient of a two-convolution network, float64",
+        explanation=(
+            "In training mode a plain Flax network with torch's weights gives torch's logits and torch's gradients. "
+            "What differs is everything around it: the statistics it keeps, the optimizer, the schedule, the data."
+        ),
+        wrong="nn.Conv, nn.BatchNorm, nn.relu, nn.max_pool with strides, nn.Dense",
+        right="create_model('cnn6', norm_rule=torch_rule())",
+        tolerance=1e-11,
+        reason="rounding of doubles through two BatchNorms",
+        run=_training_agrees,
+        naive_fails=False,
+    ),
+    Row(
+        id="BN1E",
+        title="What the rule changes: torch's",
+        compared="evaluation loss after 80 steps of SGD, float64",
+        explanation=(
+            "The same 80 steps; only the running averages differ, and with them every number of the evaluation. Stock "
+            "Flax with PyTorch's 0.1 keeps the lecture's statistics."
+        ),
+        wrong="nn.BatchNorm(use_running_average=not train, momentum=0.1)",
+        right="create_model('cnn6', norm_rule=torch_rule(momentum=0.1))",
+        tolerance=1e-10,
+        reason="80 steps of doubles",
+        run=lambda: _rule_matters("torch"),
+    ),
+    Row(
+        id="BN1EL",
+        title="What the rule changes: the lecture's",
+        compared="evaluation loss after 80 steps of SGD, float64",
+        explanation=(
+            "With the lecture's statistics the evaluation stands on the last batch. Flax's default, 0.99, has after 80 "
+            "steps still almost half of its start, mean 0 and variance 1."
+        ),
+        wrong="nn.BatchNorm(use_running_average=not train)  # momentum=0.99",
+        right="create_model('cnn6', norm_rule=lecture_rule())",
+        tolerance=1e-10,
+        reason="80 steps of doubles",
+        run=lambda: _rule_matters("lecture"),
+    ),
+    Row(
+        id="BN1EF",
+        title="What the rule changes: Flax's",
+        compared="evaluation loss after 80 steps of SGD, float64",
+        explanation=(
+            "Under Flax's rule stock Flax is right, and torch needs a BatchNorm of its own: momentum 0.01 would still "
+            "keep the unbiased variance."
+        ),
+        wrong="nn.BatchNorm(use_running_average=not train)",
+        right="create_model('cnn6', norm_rule=flax_rule(momentum=0.99))",
+        tolerance=1e-10,
+        reason="80 steps of doubles",
+        run=lambda: _rule_matters("flax"),
+        naive_fails=False,
+    ),
+    Row(
+        id="P1",
+        title="Precision of a GPU's convolutions",
+        compared="a 3x3 convolution of 64 channels; naive with inputs rounded to TF32's 10 bits (simulated)",
+        explanation=(
+            "On a GPU, PyTorch computes float32 convolutions with inputs rounded to TF32 unless told otherwise, and "
+            "JAX may too, or to bfloat16, by jax_default_matmul_precision. Both are right and neither is float32: "
+            "compare on the CPU, in float64 where it matters. This row rounds the inputs in software; no GPU is asked."
+        ),
+        wrong="torch.backends.cudnn.allow_tf32  # True by default\njax.config.jax_default_matmul_precision  # None",
+        right="jax.default_matmul_precision('highest'), torch.backends.cudnn.allow_tf32 = False",
+        tolerance=2e-5,
+        reason="float32 sums of 576 products, outputs up to 4",
+        run=_precision,
+        stable=False,
+        picture=_draw_precision,
+    ),
+    Row(
+        id="C1",
+        title="Weights of a state_dict: values",
+        compared="evaluation logits with torch's weights, float64",
+        explanation=(
+            "torch's kernels are OIHW, Flax's HWIO. A reshape has the right shape and puts the weights anywhere; a "
+            "transpose is right, and the way back is bitwise the same file."
+        ),
+        wrong="kernel = weight.reshape(3, 3, in_channels, out_channels)",
+        right="params, batch_stats, updates = from_state_dict(state_dict, params, batch_stats)",
+        tolerance=1e-12,
+        reason="rounding of doubles through two convolutions",
+        run=_weights_cross,
+    ),
+    Row(
+        id="C1S",
+        title="Weights of a state_dict: keys",
+        compared="a state_dict with one key misspelt",
+        explanation=(
+            "load_state_dict refuses missing and unused keys. A loop that copies what it finds leaves the rest at its "
+            "initial values, and the network is wrong without a word."
+        ),
+        wrong="leaf = state_dict.get(name, leaf)",
+        right="from_state_dict(state_dict, params, batch_stats)  # names all that is missing, unused or misshapen",
+        tolerance=0,
+        reason="either it is refused or not",
+        run=_strict,
+    ),
+)
