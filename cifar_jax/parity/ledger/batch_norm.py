@@ -294,7 +294,7 @@ ROWS = (
             _lecture_rule_sides(),
             "The lecture's rule and Flax's default",
             ("torch: the lecture's class", "ours", "naive: Flax, 0.99"),
-        ),  # fmt: skip
+        ),
     ),
     Row(
         id="BN1F",
@@ -435,7 +435,9 @@ ROWS = (
             "variance 1 for ever. Nothing raises."
         ),
         wrong="y, _ = model.apply(variables, x, mutable=['batch_stats'])",
-        right="y, new = model.apply(variables, x, train=True, mutable=['batch_stats'])\nvariables = {**variables, **new}",
+        right=(
+            "y, new = model.apply(variables, x, train=True, mutable=['batch_stats'])\nvariables = {**variables, **new}"
+        ),
         tolerance=1e-12,
         reason="sums of 128 doubles, ten times",
         run=lambda: _evaluated(keep=False, use_running_average=True),

@@ -1,5 +1,7 @@
 """Rows D: resizing, scaling, flips, batches and their order."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,14 +53,14 @@ def _draw_resize() -> Picture:
     image[:, :, 16:] = 255
     sides = (
         _pillow(image, 64),
-        jax.jit(transforms.resize, static_argnums=1)(image, 64),
+        np.asarray(jax.jit(transforms.resize, static_argnums=1)(image, 64)),
         _jax_resize(image, 64),
         _torch_interpolate(image, 64),
     )
     names = ("torch: PIL image", "ours", "naive: jax.image.resize", "torch tensor, a = -0.75")
     return Picture(
         "A black and white edge, enlarged from 32 to 64", "pixel", "level", list(range(26, 38)),
-        {name: np.asarray(side)[0, 32, 26:38, 0].astype(float).tolist() for name, side in zip(names, sides, strict=True)},
+        {name: side[0, 32, 26:38, 0].astype(float).tolist() for name, side in zip(names, sides, strict=True)},
     )  # fmt: skip
 
 
@@ -183,7 +185,7 @@ def _order() -> Measurement:
 
 
 def _repeats(orders: list[np.ndarray]) -> float:
-    return float(np.mean([np.sum(a == b) for a, b in zip(orders, orders[1:], strict=False)]))
+    return float(np.mean([np.sum(a == b) for a, b in itertools.pairwise(orders)]))
 
 
 ROWS = (
@@ -310,8 +312,8 @@ ROWS = (
         compared="256 levels in [-1, 1]",
         explanation=(
             "torchvision divides by 255. XLA turns the division by a constant into a product with its rounded "
-            "reciprocal, and many levels come out one bit away. There are only 256: they are worked out on the host and "
-            "looked up."
+            "reciprocal, and many levels come out one bit away. There are only 256: they are worked out on the host "
+            "and looked up."
         ),
         wrong="jax.jit(lambda x: (x.astype(jnp.float32) / 255 - 0.5) / 0.5)",
         right="transforms.to_float(images, normalize=True)",

@@ -26,7 +26,8 @@ def _epoch_loss() -> Measurement:
     logits[1000:] -= 5 * np.eye(_CLASSES, dtype=np.float32)[labels[1000:]]
     theirs = torch.nn.CrossEntropyLoss()(torch.tensor(logits).double(), torch.tensor(labels).long()).item()
     parts = [(logits[i : i + 200], labels[i : i + 200]) for i in range(0, 1010, 200)]
-    metrics = [batch_metrics(*map(jnp.asarray, part)) for part in parts]
+    compiled = jax.jit(batch_metrics)
+    metrics = [compiled(*part) for part in parts]
     ours = sum(float(m.loss_sum) for m in metrics) / sum(int(m.count) for m in metrics)
     naive = np.mean([float(optax.softmax_cross_entropy_with_integer_labels(*part).mean()) for part in parts])
     running = sum(torch.nn.CrossEntropyLoss()(torch.tensor(x), torch.tensor(y).long()) for x, y in parts) / len(parts)
@@ -138,7 +139,7 @@ ROWS = (
             "100 gives NaN. Labels are checked where the data are loaded."
         ),
         wrong="optax.softmax_cross_entropy_with_integer_labels(logits, labels)",
-        right="check_dataset(dataset)  # InputError: Labels of ... must be from 0 to 99, got -1 at position 2 of train.",
+        right="check_dataset(dataset)  # InputError: Labels of ... must be from 0 to 99, got -1 at position 2 of ...",
         tolerance=0,
         reason="either it is refused or not",
         run=_labels,
@@ -163,7 +164,7 @@ ROWS = (
         id="M3G",
         title="Hand-written softmax and cross-entropy: gradient",
         compared="gradient of the mean loss at logits of deviation 50, float32",
-        explanation="Where the hand-written loss is infinite its gradient is NaN, and one step later so is every weight.",
+        explanation="Where the hand-written loss is infinite its gradient is NaN, and then so is every weight.",
         wrong="jax.grad(lambda x: -(jnp.log(softmax(x)) * one_hot).sum() / len(x))",
         right="jax.grad(lambda x: losses.cross_entropy(x, labels).mean())",
         tolerance=1e-8,

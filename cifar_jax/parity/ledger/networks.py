@@ -53,7 +53,7 @@ def _twin(rule: str) -> twin.CNN:
 
 def _variables(network) -> dict:
     """The twin's initial weights, as our trees, for `network`."""
-    like = jax.eval_shape(lambda: stock.init(network, np.zeros((1, 8, 8, 3))))
+    like = jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False))
     stats = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, np.float64), like["batch_stats"])
     variables = from_state_dict(twin.read_arrays(_twin("torch")), like["params"], stats)
     return jax.tree.map(jnp.asarray, {"params": variables.params, "batch_stats": variables.batch_stats})

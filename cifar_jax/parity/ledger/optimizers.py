@@ -127,9 +127,7 @@ ROWS = (
         right="optax.chain(optax.add_decayed_weights(0.0005), optax.trace(0.9), optax.scale(-lr))",
         tolerance=1e-12,
         reason="300 steps of doubles, relative to the movement",
-        run=lambda: _sgd(
-            optax.chain(optax.trace(_MOMENTUM), optax.add_decayed_weights(_DECAY), optax.scale(-_LR))
-        ),  # fmt: skip
+        run=lambda: _sgd(optax.chain(optax.trace(_MOMENTUM), optax.add_decayed_weights(_DECAY), optax.scale(-_LR))),
     ),
     Row(
         id="O1U",

@@ -119,7 +119,7 @@ def _markdown_row(outcome: Outcome) -> str:
     elif not _is_number(m.torch):
         effect = f"{m.torch} / {m.naive}"
     elif not row.stable:
-        effect = f"off by more than {row.tolerance:g}"
+        effect = f"off by more than {row.tolerance:g}" if row.tolerance else "differs"
     elif not math.isfinite(m.naive_error):
         effect = f"finite / {m.naive}"
     else:

@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 class StockCNN(nn.Module):
@@ -34,6 +35,19 @@ class StockCNN(nn.Module):
         return nn.Dense(self.num_classes, name="linear", dtype=self.dtype, param_dtype=self.dtype)(x.mean((1, 2)))
 
 
-def init(network: nn.Module, x, seed: int = 0) -> dict[str, Any]:
-    """Fresh variables of a network for inputs like `x`, in one compiled call: op by op takes seconds."""
-    return jax.jit(lambda key: network.init(key, jnp.asarray(x), train=False))(jax.random.key(seed))
+def draw(network: nn.Module, x, seed: int = 0) -> dict[str, Any]:
+    """Variables of a network for inputs like `x`, drawn by NumPy: compiling Flax's own draws would take seconds.
+
+    Kernels have PyTorch's deviation; scales and statistics are what BatchNorm starts with.
+    """
+    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.asarray(x), train=False))
+    rng = np.random.default_rng(seed)
+
+    def fill(path, leaf):
+        name = path[-1].key
+        if name == "kernel":
+            bound = 1 / np.sqrt(np.prod(leaf.shape[:-1]))
+            return jnp.asarray(rng.uniform(-bound, bound, leaf.shape), leaf.dtype)
+        return jnp.asarray(np.full(leaf.shape, name in ("scale", "var")), leaf.dtype)
+
+    return jax.tree.map_with_path(fill, shapes)
