@@ -46,7 +46,7 @@ def draw(picture: Picture, name: str) -> str:
     settings |= {f"{part}.color": _INK for part in ("text", "xtick", "ytick")}
     settings |= {"axes.edgecolor": _INK, "axes.labelcolor": _INK, "axes.titlesize": 11}
     with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(5.6, 3.2), layout="constrained")
+        figure = Figure(figsize=(4.8, 3.2), layout="constrained")
         axes = figure.subplots()
         figure.patch.set_alpha(0)
         axes.patch.set_alpha(0)
@@ -107,7 +107,8 @@ dt { font-size: 0.8rem; color: var(--dim); } dd { margin: 0; font-variant-numeri
 dd small { display: block; color: var(--dim); }
 .torch { border-left: 4px solid var(--torch); } .ours { border-left: 4px solid var(--ours); }
 .naive { border-left: 4px solid var(--naive); }
-pre { background: var(--soft); border-radius: 0.4rem; padding: 0.6rem 0.8rem; overflow-x: auto; font-size: 0.85rem; }
+pre { background: var(--soft); border-radius: 0.4rem; padding: 0.6rem 0.8rem; font-size: 0.85rem;
+  white-space: pre-wrap; }
 figure { margin: 1rem 0; } svg { width: 100%; max-width: 40rem; height: auto; }
 footer { border-top: 2px solid var(--line); padding-top: 1rem; }
 """
@@ -191,10 +192,7 @@ def _section(row: Mapping, picture: str) -> str:
 
 
 def _code(row: Mapping, key: str, name: str) -> str:
-    return (
-        f'<div class="small dim">{name}</div>'
-        f'<pre tabindex="0" aria-label="{row["id"]}, {name.lower()}"><code>{_text(row[key])}</code></pre>'
-    )
+    return f'<div class="small dim">{name}</div><pre><code>{_text(row[key])}</code></pre>'
 
 
 def _error(row: Mapping, key: str) -> str:
@@ -206,4 +204,9 @@ def _verdict(row: Mapping) -> str:
 
 
 def _text(value) -> str:
-    return html.escape(f"{value:.2g}" if isinstance(value, float) else str(value))
+    return html.escape(short(value) if isinstance(value, float) else str(value))
+
+
+def short(value: float) -> str:
+    """An error in two digits, or as a whole number from a hundred on."""
+    return f"{value:.0f}" if 100 <= abs(value) < 1e6 else f"{value:.2g}"

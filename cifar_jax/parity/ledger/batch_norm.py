@@ -168,8 +168,8 @@ def _one_value() -> Measurement:
         return f"output {float(y.max()):g}, running variance {float(new['batch_stats']['var'].max()):.2f}"
 
     def ours():
-        module = _ours(core.torch_rule())
-        y, _ = module.apply(module.init(jax.random.key(0), x, train=True), x, train=True, mutable=["batch_stats"])
+        module, one = _ours(core.torch_rule()), jnp.asarray(x)
+        y, _ = module.apply(module.init(jax.random.key(0), one, train=True), one, train=True, mutable=["batch_stats"])
         return f"output {float(y.max()):g}"
 
     def theirs():
@@ -211,11 +211,11 @@ def _types() -> Measurement:
 def _padding() -> Measurement:
     """80 rows, filled up to 128 with zeros; the outputs of the 80."""
     x = np.random.default_rng(3).normal(2, 3, (80, 4, 4, _CHANNELS)).astype(np.float32)
-    padded, mask = np.concatenate([x, np.zeros((48, 4, 4, _CHANNELS), np.float32)]), np.arange(128) < 80
+    padded, mask = jnp.pad(x, ((0, 48), (0, 0), (0, 0), (0, 0))), jnp.arange(128) < 80
     theirs = nhwc(torch.nn.BatchNorm2d(_CHANNELS)(nchw(x)))
     module = _ours(core.torch_rule())
     variables = module.init(jax.random.key(0), padded, train=True)
-    ours, _ = module.apply(variables, padded, train=True, mask=jnp.asarray(mask), mutable=["batch_stats"])
+    ours, _ = module.apply(variables, padded, train=True, mask=mask, mutable=["batch_stats"])
     stock = nn.BatchNorm(use_running_average=False)
     naive, _ = stock.apply(stock.init(jax.random.key(0), padded), padded, mutable=["batch_stats"])
     return compare(theirs, ours[:80], naive[:80])
@@ -226,7 +226,7 @@ def _replicas() -> Measurement:
     x = np.random.default_rng(4).normal(2, 3, (64, 2, 2, _CHANNELS)).astype(np.float32)
     theirs = nhwc(torch.nn.BatchNorm2d(_CHANNELS)(nchw(x)))
     module, stock = _ours(core.torch_rule()), nn.BatchNorm(use_running_average=False)
-    variables = module.init(jax.random.key(0), x, train=True)
+    variables = module.init(jax.random.key(0), jnp.asarray(x), train=True)
     ours, _ = jax.jit(lambda x: module.apply(variables, x, train=True, mutable=["batch_stats"]))(x)
     shards = x.reshape(4, 16, 2, 2, _CHANNELS)
     variables = stock.init(jax.random.key(0), shards[0])

@@ -105,11 +105,11 @@ def _first_loss() -> Measurement:
         theirs.append(torch.nn.functional.cross_entropy(logits, torch.tensor(labels)).item())
 
     def mean_loss(network):
-        init = jax.jit(lambda key: network.init(key, x, train=False))
+        init = jax.jit(lambda key: network.init(key, jnp.asarray(x), train=False))
 
         @jax.jit
         def loss(variables):
-            logits, _ = network.apply(variables, x, train=True, mutable=["batch_stats"])
+            logits, _ = network.apply(variables, jnp.asarray(x), train=True, mutable=["batch_stats"])
             return cross_entropy(logits, jnp.asarray(labels)).mean()
 
         return np.mean([loss(init(jax.random.key(seed))) for seed in range(seeds)])
@@ -121,7 +121,7 @@ def _first_loss() -> Measurement:
 
 def _pool_size() -> Measurement:
     """Height of the feature maps after the first pool of our CNN: what its second convolution gives."""
-    x = np.zeros((1, 32, 32, 3), np.float32)
+    x = jnp.zeros((1, 32, 32, 3))
     network = _cnn((4, 4))
 
     def forward():

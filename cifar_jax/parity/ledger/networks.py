@@ -209,7 +209,8 @@ def _weights_cross() -> Measurement:
         }
 
         def logits(params):
-            return network.apply({"params": params, "batch_stats": loaded.batch_stats}, jnp.asarray(x), train=False)
+            variables = jax.tree.map(jnp.asarray, {"params": params, "batch_stats": loaded.batch_stats})
+            return network.apply(variables, jnp.asarray(x), train=False)
 
         note = f"the round trip is {'' if same else 'NOT '}bitwise"
         return compare(expected, logits(loaded.params), logits(reshaped), note=note)

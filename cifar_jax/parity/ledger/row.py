@@ -89,17 +89,13 @@ def compare(torch, ours, naive, *, note: str = "", unit: float = 1.0) -> Measure
     difference = np.abs(naive - torch)
     worst = np.unravel_index(np.argmax(difference), difference.shape)
     values = (number(float(side[worst])) for side in (torch, ours, naive))
-    return Measurement(*values, largest(ours - torch) / unit, largest(naive - torch) / unit, note)
+    error, naive_error = (float(np.max(np.abs(side - torch))) / unit for side in (ours, naive))
+    return Measurement(*values, error, naive_error, note)
 
 
 def compare_facts(torch: str, ours: str, naive: str, *, note: str = "") -> Measurement:
     """Three facts in words; the error is 0 where one equals torch's, else 1."""
     return Measurement(torch, ours, naive, float(ours != torch), float(naive != torch), note)
-
-
-def largest(difference: np.ndarray) -> float:
-    """Largest absolute value; NaN where any is NaN."""
-    return float(np.max(np.abs(difference)))
 
 
 def number(value: float) -> str:

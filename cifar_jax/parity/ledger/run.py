@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from cifar_jax.errors import InputError
 from cifar_jax.parity.ledger.row import AGREE, Measurement, Row, passed, verdict
+from cifar_jax.report.ledger_page import short
 
 RAISED = "RAISES"
 
@@ -50,7 +51,7 @@ def header() -> str:
 def lines(outcome: Outcome) -> str:
     """One row as text: a line of values, then what they are."""
     row, m = outcome.row, outcome.measurement
-    cells = (row.id, m.torch, m.ours, m.naive, size(m.error), size(m.naive_error), f"{row.tolerance:g}")
+    cells = (row.id, m.torch, m.ours, m.naive, short(m.error), short(m.naive_error), f"{row.tolerance:g}")
     first = "  ".join(cell.ljust(width) for cell, (_, width) in zip(cells, _COLUMNS, strict=True))
     rest = f"{row.title}: {row.compared}. Tolerance: {row.reason}." + (f" Also: {m.note}." if m.note else "")
     return "\n".join(
@@ -65,11 +66,6 @@ def summary(outcomes: Sequence[Outcome]) -> str:
     seconds = sum(o.seconds for o in outcomes)
     text = f"{len(outcomes) - len(wrong)} of {len(outcomes)} rows pass, {agree} of them where nothing differs"
     return f"{text}, in {seconds:.0f} s." + (f" Wrong: {', '.join(wrong)}." if wrong else "")
-
-
-def size(error: float) -> str:
-    """An error in two digits."""
-    return f"{error:.2g}"
 
 
 def record(outcome: Outcome) -> dict:
@@ -123,7 +119,7 @@ def _markdown_row(outcome: Outcome) -> str:
     elif not math.isfinite(m.naive_error):
         effect = f"finite / {m.naive}"
     else:
-        effect = f"off by {size(m.naive_error)}"
+        effect = f"off by {short(m.naive_error)}"
     code = "<br>".join(f"`{line.strip()}`" for line in row.wrong.splitlines())
     cells = (row.id, row.title, row.compared, effect, f"{row.tolerance:g}" if row.tolerance else "equal", code)
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
