@@ -19,9 +19,11 @@ import optax
 import pytest
 from conftest import ROOT
 
-from cifar_jax import batch_norm, losses, schedules, torch_random, transforms
+from cifar_jax import batch_norm, losses, schedules, transforms
 from cifar_jax.batch_norm import BatchNormRule, flax_rule
 from cifar_jax.data import order
+from cifar_jax.parity import state_dict as state_dict_module
+from cifar_jax.torch_random import Epochs
 
 CATALOGUE = (
     "BN1 BN2 BN3 BN4 BN5 BN6 BN7 L1 L2 L3 L4 L5 O1 O2 O3 S1 S2 S3 S4 M1 M2 M3 D1 D2 D3 D4 R1 P1 C1".split()
@@ -88,9 +90,25 @@ def hand_written(logits, labels):
     return -jnp.log(jnp.take_along_axis(p, labels[:, None], axis=1))[:, 0]
 
 
-class OtherSeed(torch_random.Epochs):
+class OtherSeed(Epochs):
     def draw(self, epoch):
-        return torch_random.Epochs(self.seed + 1, *self[1:]).draw(epoch)
+        return Epochs(self.seed + 1, *self[1:]).draw(epoch)
+
+
+def anything(state_dict, params, batch_stats):
+    """Takes any state_dict and loads nothing."""
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), (params, batch_stats))
+    return state_dict_module.Variables(*zeros, 0)
+
+
+def turned(*trees):
+    """Reads the window of a kernel backwards."""
+    loaded = read(*trees)
+    params = {
+        name: {key: leaf[::-1] if key == "kernel" else leaf for key, leaf in leaves.items()}
+        for name, leaves in loaded.params.items()
+    }
+    return loaded._replace(params=params)
 
 
 moments, normalize, metrics, split = (
@@ -99,7 +117,7 @@ moments, normalize, metrics, split = (
     losses.batch_metrics,
     order.split_batches,
 )
-rates, draw_flips = schedules.learning_rates, transforms.flip
+rates, draw_flips, read = schedules.learning_rates, transforms.flip, state_dict_module.from_state_dict
 lecun = nn.initializers.lecun_normal()
 LEDGER = "cifar_jax.parity.ledger"
 
@@ -160,7 +178,8 @@ MISTAKES = {
     "R1": ("cifar_jax.torch_random.draw_params", lambda seed, params: params),
     "R1O": ("cifar_jax.torch_random.Epochs", OtherSeed),
     "R1F": ("cifar_jax.torch_random.Epochs", OtherSeed),
-    "C1S": (f"{LEDGER}.networks.from_state_dict", lambda *a: None),
+    "C1": (f"{LEDGER}.networks.from_state_dict", turned),
+    "C1S": (f"{LEDGER}.networks.from_state_dict", anything),
 }
 
 

@@ -94,7 +94,7 @@ def _cosine_sides(epochs: int, t_max: int) -> tuple[np.ndarray, ...]:
         ours = _our_schedule("cosine", 20, epochs=epochs, t_max=t_max)
         naive = optax.cosine_decay_schedule(_LR, decay_steps=t_max * 20)
         theirs = np.repeat(_torch_rates("cosine", epochs=epochs, t_max=t_max), 20)
-        return tuple(side / _LR for side in (theirs, jax.jit(ours)(counts), jax.jit(naive)(counts)))
+        return tuple(np.asarray(side) / _LR for side in (theirs, jax.jit(ours)(counts), jax.jit(naive)(counts)))
 
 
 def _draw_cosine(epochs: int, t_max: int, title: str) -> Picture:
@@ -102,7 +102,7 @@ def _draw_cosine(epochs: int, t_max: int, title: str) -> Picture:
     names = ("torch", "ours", "naive: optax")
     return Picture(
         title, "epoch", "learning rate over base rate", (np.arange(epochs * 20) / 20).tolist(),
-        {name: np.asarray(side).tolist() for name, side in zip(names, sides, strict=True)}, steps=True,
+        {name: side.tolist() for name, side in zip(names, sides, strict=True)}, steps=True,
     )  # fmt: skip
 
 
