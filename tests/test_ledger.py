@@ -187,7 +187,7 @@ MISTAKES = {
 def test_a_mistake_of_ours_turns_the_row_red(ledger, monkeypatch, id):
     """Also through the row's own path from our function to the verdict."""
     target, mistake = MISTAKES[id]
-    row = run_all()[id].row
+    (row,) = ledger("catalogue").select([id])
     monkeypatch.setattr(target, mistake)
     (outcome,) = ledger("run").run_rows([row])
     assert outcome.verdict in (ledger("row").MISS, ledger("run").RAISED)
@@ -195,7 +195,7 @@ def test_a_mistake_of_ours_turns_the_row_red(ledger, monkeypatch, id):
 
 
 def test_a_row_that_raises_is_a_miss_and_the_others_run(ledger):
-    good = run_all()["L4"].row
+    (good,) = ledger("catalogue").select(["L4"])
     broken, after = ledger("run").run_rows([good._replace(run=lambda: 1 // 0), good])
     assert (broken.verdict, broken.passed, after.passed) == ("RAISES", False, True)
     assert "ZeroDivisionError" in broken.measurement.note
