@@ -1,0 +1,90 @@
+"""python -m cifar_jax.parity [--only BN1,S1] [--json FILE] [--html FILE] [--markdown FILE]"""
+
+import argparse
+import json
+import platform
+import shlex
+from pathlib import Path
+
+import torch
+
+from cifar_jax.devices import select_devices
+from cifar_jax.errors import InputError
+from cifar_jax.parity.ledger import run
+from cifar_jax.parity.ledger.catalogue import select
+from cifar_jax.provenance import provenance
+from cifar_jax.report.ledger_page import draw, render
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        """argparse's message as the project's kind of error, without the usage."""
+        raise InputError(f"The ledger's flags are --only, --json, --html and --markdown: {message}.")
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = _Parser(
+        prog="python -m cifar_jax.parity",
+        description="Measures every difference between PyTorch and JAX: torch's value, ours, and plain JAX's.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--only", metavar="IDS", help="rows, such as BN1,S1; all unless given")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the rows and where they come from")
+    parser.add_argument("--html", metavar="FILE", type=Path, help="write a page with explanations and pictures")
+    parser.add_argument("--markdown", metavar="FILE", type=Path, help="renew the table between the marks of this file")
+    arguments = parser.parse_args(argv)
+    for flag in ("json", "html", "markdown"):
+        path = getattr(arguments, flag)
+        if path is not None and (path.is_dir() or not path.parent.is_dir()):
+            raise InputError(f"--{flag} must be a file in a folder that exists, got {str(path)!r}.")
+    if arguments.markdown is not None:
+        if arguments.only is not None:
+            raise InputError(f"--markdown takes all rows, got --only={arguments.only}.")
+        if not arguments.markdown.is_file():
+            raise InputError(f"--markdown must be a file that exists, got {str(arguments.markdown)!r}.")
+        run.replace_table(arguments.markdown.read_text(), "", str(arguments.markdown))
+    return arguments
+
+
+def main(argv: list[str]) -> int:
+    """Runs the rows and prints them; returns 0 if all pass, else 1.
+
+    Raises:
+      InputError: a flag that cannot be used; nothing has run by then.
+    """
+    arguments = _parse(argv)
+    ids = [] if arguments.only is None else [each.strip() for each in arguments.only.split(",")]
+    rows = select(ids)
+    select_devices("cpu")  # the sides are compared where all of them compute alike
+    torch.set_num_threads(1)
+    origin = provenance()
+    origin["command"] = shlex.join(["python", "-m", "cifar_jax.parity", *argv])
+    origin["versions"]["torch"] = torch.__version__
+    print(run.header())
+    outcomes = []
+    for outcome in run.run_rows(rows):
+        print(run.lines(outcome), flush=True)
+        outcomes.append(outcome)
+    print(run.summary(outcomes))
+    records = [run.record(outcome) for outcome in outcomes]
+    if arguments.json:
+        arguments.json.write_text(json.dumps({**origin, "rows": records}, indent=1, allow_nan=False) + "\n")
+    if arguments.html:
+        pictures = {o.row.id: draw(o.row.picture(), o.row.id) for o in outcomes if o.row.picture and o.passed}
+        arguments.html.write_text(render(records, pictures, _foot(origin)))
+    if arguments.markdown:
+        document = arguments.markdown.read_text()
+        table = run.markdown(outcomes)
+        arguments.markdown.write_text(run.replace_table(document, table, str(arguments.markdown)))
+    return 0 if all(outcome.passed for outcome in outcomes) else 1
+
+
+def _foot(origin: dict) -> dict[str, str]:
+    versions = ", ".join(f"{name} {version}" for name, version in origin["versions"].items())
+    return {
+        "Command": origin["command"],
+        "Commit": str(origin["commit"]),
+        "Run": origin["started"],
+        "Processor": f"{origin['hardware']['processor']} ({platform.machine()})",
+        "Versions": versions,
+    }
