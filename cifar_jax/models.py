@@ -8,7 +8,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from cifar_jax.batch_norm import BatchNormRule, stats_dtype
-from cifar_jax.layers import BatchNorm, torch_bias_init, torch_kernel_init
+from cifar_jax.layers import BatchNorm, max_pool, torch_bias_init, torch_kernel_init
 
 Stages = tuple[tuple[int, ...], ...]
 
@@ -60,7 +60,7 @@ class CNN(nn.Module):
                 )(x)  # fmt: skip
                 x = BatchNorm(self.norm_rule, self.epsilon, name=f"norm{number}")(x, train=train, mask=mask)
                 x = nn.relu(x)
-            x = nn.max_pool(x, (2, 2), strides=(2, 2))
+            x = max_pool(x)
         x = jnp.mean(x, axis=(1, 2))
         bias_init = torch_bias_init(x.shape[-1]) if torch_init else nn.initializers.zeros
         logits = nn.Dense(

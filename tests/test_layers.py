@@ -1,10 +1,14 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cifar_jax import models
 from cifar_jax.batch_norm import lecture_rule, torch_rule
-from cifar_jax.layers import BatchNorm, torch_bias_init, torch_kernel_init
+from cifar_jax.layers import BatchNorm, max_pool, torch_bias_init, torch_kernel_init
+from cifar_jax.models import create_model
+from cifar_jax.steps import loss_and_grads
 
 
 @pytest.fixture
@@ -69,3 +73,45 @@ def test_initial_weights_are_distributed_as_in_torch(torch):
     bias = np.asarray(torch_bias_init(256)(jax.random.key(0), (10000,)))
     np.testing.assert_allclose(bias.std(), layer.bias.detach().numpy().std(), rtol=0.03)
     np.testing.assert_allclose(np.abs(bias).max(), 1 / 16, rtol=0.001)
+
+
+def torch_pool(torch, x, weights):
+    """torch's output and the gradient of its product with weights, in our layout."""
+    tx = torch.tensor(x.transpose(0, 3, 1, 2)).requires_grad_()
+    y = torch.nn.functional.max_pool2d(tx, 2)
+    (y * torch.tensor(weights.transpose(0, 3, 1, 2))).sum().backward()
+    return (a.detach().numpy().transpose(0, 2, 3, 1) for a in (y, tx.grad))
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 9), (2, 2), (5, 2)])
+@pytest.mark.parametrize("levels", [2, 3, 1000])
+def test_max_pool_is_torchs_and_its_gradient_goes_to_the_first_of_equals(torch, rng, size, levels):
+    """Equal to the bit; two levels make almost every window a tie."""
+    x = rng.integers(0, levels, (6, *size, 3)).astype(np.float32)
+    weights = rng.normal(size=(6, size[0] // 2, size[1] // 2, 3)).astype(np.float32)
+    ours = jax.jit(jax.grad(lambda a: jnp.sum(max_pool(a) * weights)))
+    y, grad = torch_pool(torch, x, weights)
+    np.testing.assert_array_equal(max_pool(jnp.asarray(x)), y)
+    np.testing.assert_array_equal(ours(jnp.asarray(x)), grad)
+    if levels == 2 and size == (8, 8):  # sharing the gradient between equals, as reshape and max does, is another one
+        shared = jax.grad(lambda a: jnp.sum(a.reshape(6, 4, 2, 4, 2, 3).max((2, 4)) * weights))(jnp.asarray(x))
+        assert np.abs(shared - grad).max() > 0.1
+
+
+def test_max_pool_loses_no_gradient_in_a_compiled_network(rng, monkeypatch):
+    """Where activations are large, XLA computes the pool's input a second time, with other roundings, for the gradient.
+
+    A gradient that looks for the value that equals the largest then finds none, and is off by more than half.
+    """
+    x, labels = jnp.asarray(rng.normal(size=(100, 32, 32, 3)), jnp.float32), jnp.asarray(rng.integers(0, 100, 100))
+    model = create_model("cnn6", norm_rule=torch_rule(), stages=((8, 64), (8, 8), (8, 8)))
+    variables = model.init(jax.random.key(0), x, train=False)
+
+    def gradients():
+        jax.clear_caches()  # the network is traced anew, with the pool that it finds
+        compiled = jax.jit(lambda p, s: loss_and_grads(p, s, x, labels, None, model=model).grads)
+        return compiled(variables["params"], variables["batch_stats"])
+
+    ours = gradients()
+    monkeypatch.setattr(models, "max_pool", lambda x: nn.max_pool(x, (2, 2), strides=(2, 2)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max()), ours, gradients())

@@ -52,16 +52,6 @@ def test_forward_matches_torch(torch, x64, rng, name):
     np.testing.assert_allclose(logits, network(tx).detach().numpy(), rtol=0, atol=1e-12)
 
 
-def test_max_pool_gives_its_gradient_to_the_first_of_equals(torch):
-    import flax.linen as nn
-
-    x = np.array([[1, 1, 0, 2], [1, 0, 2, 2], [0, 0, 3, 0], [0, 0, 0, 3]], np.float32)
-    ours = jax.grad(lambda a: nn.max_pool(a, (2, 2), strides=(2, 2)).sum())(jnp.asarray(x).reshape(1, 4, 4, 1))
-    tx = torch.tensor(x).reshape(1, 1, 4, 4).requires_grad_()
-    torch.nn.functional.max_pool2d(tx, 2).sum().backward()
-    np.testing.assert_array_equal(np.reshape(ours, (4, 4)), tx.grad.numpy().reshape(4, 4))
-
-
 def test_masked_rows_change_nothing(rng):
     model = create_model("cnn6", norm_rule=torch_rule(), stages=((4, 4), (8, 8), (8, 8)))
     x = jnp.asarray(rng.normal(size=(5, 32, 32, 3)), jnp.float32)
