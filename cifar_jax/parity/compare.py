@@ -24,11 +24,13 @@ QUANTITIES = (
 FLOAT64 = dict.fromkeys(QUANTITIES, 1e-10)
 
 # Single precision, each step from torch's state, in units of the largest value (2^-24 is 6e-8): sums of 10^3 to 10^5
-# terms in another order, through up to ten layers forward, and back.
+# terms in another order, through up to ten layers. Gradients part further: where two values of a max pool, or a ReLU's
+# input and 0, are nearly equal, rounding may choose the other, which moves a gradient by one pixel's share. Narrow
+# networks showed 4e-2 at such steps and 5e-5 at the others; what a gradient means is judged in double precision.
+# The optimizer's part, from the same gradients, is a few roundings.
 FLOAT32 = {
-    **dict.fromkeys(QUANTITIES, 1e-6),
-    "weights": 0.0, "images": 0.0, "input": 1.2e-7, "lr": 1.2e-7, "logits": 2e-5, "loss": 2e-6, "gradient": 1e-3,
-    "running_mean": 1e-5, "running_var": 1e-5, "moment": 5e-7, "parameter": 2.5e-7, "epoch_loss": 2e-6,
+    "weights": 0.0, "lr": 1.2e-7, "images": 0.0, "input": 1.2e-7, "logits": 2e-5, "loss": 2e-6, "gradient": 1e-1,
+    "running_mean": 1e-5, "running_var": 1e-5, "moment": 1e-6, "parameter": 1e-6, "epoch_loss": 2e-6,
 }  # fmt: skip
 
 
