@@ -1,6 +1,6 @@
 """Saving and restoring a run with Orbax: the newest epoch and the best one are kept."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -19,12 +19,21 @@ def best_epoch(history: list[dict]) -> dict:
 class _NewestAndBest(checkpoint_managers.PreservationPolicy):
     def should_preserve(self, checkpoints: Sequence, *, context) -> Sequence[bool]:
         newest = max(checkpoint.step for checkpoint in checkpoints)
-        best = max(checkpoints, key=lambda checkpoint: (checkpoint.metrics["test_accuracy"], -checkpoint.step)).step
+        best = _best({checkpoint.step: checkpoint.metrics for checkpoint in checkpoints})
         return [checkpoint.step in (newest, best) for checkpoint in checkpoints]
+
+
+def _best(metrics: Mapping[int, Mapping | None]) -> int | None:
+    """The epoch of the highest test accuracy, of equals the first; None where no epoch was measured."""
+    measured = {epoch: row["test_accuracy"] for epoch, row in metrics.items() if row}
+    return max(measured, key=lambda epoch: (measured[epoch], -epoch), default=None)
 
 
 class Checkpoints:
     """The checkpoints of one run, numbered by epoch from 1, in `directory`.
+
+    A run that came from PyTorch starts with a checkpoint that was not measured here, of the epoch that it had reached;
+    weights that were never trained are epoch 0.
 
     Saving goes on in the background; a checkpoint that was not finished is never seen by a later run.
     """
@@ -47,17 +56,16 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """The saved epoch of the highest test accuracy, or None."""
-        rows = {epoch: self._manager.metrics(epoch) for epoch in self._manager.all_steps()}
-        return max(rows, key=lambda epoch: (rows[epoch]["test_accuracy"], -epoch), default=None)
+        return _best({epoch: self._manager.metrics(epoch) for epoch in self._manager.all_steps()})
 
     def save(self, epoch: int, state: TrainState, history: list[dict]) -> None:
-        """Saves the state after `epoch`, with the metrics of all epochs so far."""
+        """Saves the state after `epoch`, with the metrics of all epochs so far; none where it came from elsewhere."""
         self._manager.save(
             epoch,
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(_storable(state)), history=ocp.args.JsonSave(history)
             ),
-            metrics={"test_accuracy": history[-1]["test_accuracy"]},
+            metrics={"test_accuracy": history[-1]["test_accuracy"]} if history else None,
         )  # fmt: skip
 
     def restore(self, epoch: int, like: TrainState) -> tuple[TrainState, list[dict]]:

@@ -1,14 +1,15 @@
-"""One compiled training step and one compiled evaluation step over a data set that lies on the device."""
+"""Training and evaluation over a data set that lies on the device: one compiled step, or one compiled epoch."""
 
-import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Int, Int32, UInt8
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, Bool, Float, Int, Int32, UInt8
 
+from cifar_jax.data.order import cut, split_batches
 from cifar_jax.losses import Metrics, batch_metrics
 from cifar_jax.state import TrainState
 from cifar_jax.transforms import Transform, transform_eval, transform_train
@@ -27,8 +28,74 @@ class Batch(NamedTuple):
     flips: Bool[Array, " batch"] | None = None
 
 
-@functools.partial(jax.jit, static_argnames=("model", "tx", "transform"), donate_argnames=("state",))
-def train_step(
+class Gradients(NamedTuple):
+    """What a batch says before the update; logits and metrics are those of training mode."""
+
+    grads: Any
+    batch_stats: Any
+    logits: Float[Array, "batch classes"]
+    metrics: Metrics
+
+
+def train_input(
+    state: TrainState,
+    images: UInt8[Array, "n 32 32 3"],
+    labels: Int[Array, " n"],
+    batch: Batch,
+    *,
+    transform: Transform,
+    dtype: DTypeLike,
+) -> tuple[Float[Array, "batch size size 3"], Int[Array, " batch"]]:
+    """The images and labels that `batch` names, transformed; the randomness is that of `state`'s step."""
+    x = transform_train(
+        jnp.take(images, batch.indices, axis=0, mode="clip"),
+        jax.random.fold_in(state.key, state.step),
+        transform,
+        mask=batch.mask,
+        flips=batch.flips,
+        dtype=jnp.promote_types(dtype, jnp.float32),
+    )
+    return x, jnp.take(labels, batch.indices, mode="clip")
+
+
+def loss_and_grads(
+    params,
+    batch_stats,
+    x: Float[Array, "batch size size 3"],
+    labels: Int[Array, " batch"],
+    mask: Bool[Array, " batch"] | None,
+    *,
+    model: nn.Module,
+) -> Gradients:
+    """Gradients of the mean loss over the images of a batch, and the statistics after it."""
+
+    def loss_fn(params):
+        logits, updates = model.apply(
+            {"params": params, "batch_stats": batch_stats}, x, train=True, mask=mask, mutable=["batch_stats"]
+        )
+        metrics = batch_metrics(logits, labels, mask)
+        return metrics.loss_sum / metrics.count, (updates["batch_stats"], logits, metrics)
+
+    grads, (batch_stats, logits, metrics) = jax.grad(loss_fn, has_aux=True)(params)
+    return Gradients(grads, batch_stats, logits, metrics)
+
+
+def apply_gradients(state: TrainState, grads, batch_stats, *, tx: optax.GradientTransformation) -> TrainState:
+    """The state after one update."""
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return state.replace(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state)
+
+
+def split_epoch(
+    order: Int32[ArrayLike, " n"], flips: Bool[ArrayLike, " n"] | None, *, batch_size: int, sampler: str
+) -> Batch:
+    """All batches of an epoch as one, each array with a leading axis of steps."""
+    indices, mask = split_batches(order, batch_size, sampler)
+    return Batch(indices, mask, None if flips is None else cut(flips, *indices.shape))
+
+
+def update(
     state: TrainState,
     images: UInt8[Array, "n 32 32 3"],
     labels: Int[Array, " n"],
@@ -40,38 +107,16 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
     """One update on the images that `batch` names, out of the whole data set.
 
-    The state passed in is donated: its buffers are reused and it must not be read again.
-
     Returns:
       The next state, and the sums of loss and correct answers over the batch, as the network gave them before the
       update and in training mode.
     """
-    x = transform_train(
-        jnp.take(images, batch.indices, axis=0, mode="clip"),
-        jax.random.fold_in(state.key, state.step),
-        transform,
-        mask=batch.mask,
-        flips=batch.flips,
-        dtype=jnp.promote_types(model.dtype, jnp.float32),
-    )
-    y = jnp.take(labels, batch.indices, mode="clip")
-
-    def loss_fn(params):
-        logits, updates = model.apply(
-            {"params": params, "batch_stats": state.batch_stats}, x, train=True, mask=batch.mask,
-            mutable=["batch_stats"],
-        )  # fmt: skip
-        metrics = batch_metrics(logits, y, batch.mask)
-        return metrics.loss_sum / metrics.count, (updates["batch_stats"], metrics)
-
-    grads, (batch_stats, metrics) = jax.grad(loss_fn, has_aux=True)(state.params)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    return state.replace(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state), metrics
+    x, y = train_input(state, images, labels, batch, transform=transform, dtype=model.dtype)
+    new = loss_and_grads(state.params, state.batch_stats, x, y, batch.mask, model=model)
+    return apply_gradients(state, new.grads, new.batch_stats, tx=tx), new.metrics
 
 
-@functools.partial(jax.jit, static_argnames=("model", "transform"))
-def eval_step(
+def score(
     params,
     batch_stats,
     images: UInt8[Array, "n 32 32 3"],
@@ -90,3 +135,41 @@ def eval_step(
     y = jnp.take(labels, batch.indices, mode="clip")
     logits = model.apply({"params": params, "batch_stats": batch_stats}, x, train=False)
     return batch_metrics(logits, y, batch.mask)
+
+
+def update_all(
+    state: TrainState,
+    images: UInt8[Array, "n 32 32 3"],
+    labels: Int[Array, " n"],
+    order: Int32[Array, " n"],
+    flips: Bool[Array, " n"] | None,
+    *,
+    batch_size: int,
+    sampler: str,
+    **parts,
+) -> tuple[TrainState, Metrics]:
+    """An epoch of updates on the images in `order`; `parts` are those of `update`.
+
+    Returns:
+      The state after it, and each step's metrics, with a leading axis of steps.
+    """
+    batches = split_epoch(order, flips, batch_size=batch_size, sampler=sampler)
+    return jax.lax.scan(lambda state, batch: update(state, images, labels, batch, **parts), state, batches)
+
+
+def score_all(
+    params, batch_stats, images: UInt8[Array, "n 32 32 3"], labels: Int[Array, " n"], *, batch_size: int, **parts
+) -> Metrics:
+    """Metrics of every image, in batches: each with a leading axis of steps; `parts` are those of `score`."""
+    order = jnp.arange(len(labels), dtype=jnp.int32)
+    batches = split_epoch(order, None, batch_size=batch_size, sampler="shuffle")
+    return jax.lax.map(lambda batch: score(params, batch_stats, images, labels, batch, **parts), batches)
+
+
+# A state that is passed in is donated: its buffers are reused, and it must not be read again.
+train_step = jax.jit(update, static_argnames=("model", "tx", "transform"), donate_argnames="state")
+eval_step = jax.jit(score, static_argnames=("model", "transform"))
+train_epoch = jax.jit(
+    update_all, static_argnames=("batch_size", "sampler", "model", "tx", "transform"), donate_argnames="state"
+)
+eval_epoch = jax.jit(score_all, static_argnames=("batch_size", "model", "transform"))

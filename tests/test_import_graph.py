@@ -16,16 +16,20 @@ MODULES = {
 # Each module may import those that stand in a row above its own.
 LAYERS = [
     {"errors", "interrupt", "progress", "provenance", "batch_norm", "losses", "transforms", "schedules", "torch_random"}
-    | {"report", "report.curves", "report.record", "report.ledger_page"},
+    | {"report", "report.curves", "report.ledger_page", "report.lockstep_plot", "report.record"}
+    | {"report.results_table"},
     {"layers", "optimizers", "devices", "data.dataset", "data.order"},
     {"models", "state", "data", "data.cifar", "data.cache", "data.download", "data.shapes"},
     {"steps", "config"},
     {"checkpoint", "workdir"},
+    {"experiment"},
+    {"phases"},
     {"train"},
 ]
 INSIDE = {"data": {"data.cifar", "data.cache", "data.shapes", "data.download"}}
 ONLY_IN = {
     "torch": ("parity", "benchmark"),
+    "safetensors": ("parity",),
     "matplotlib": ("report",),
     "tensorflow_datasets": ("data",),
     "tensorflow": (),
@@ -75,7 +79,7 @@ def test_heavy_libraries_stay_where_they_belong(module):
 
 def test_only_train_and_config_know_config_dicts():
     users = {short(m) for m, path in MODULES.items() if any(n.startswith("ml_collections") for n in imports(path))}
-    assert {user for user in users if room(user) not in ROOFTOP} == {"config", "train", "workdir"}
+    assert {user for user in users if room(user) not in ROOFTOP} == {"config", "experiment", "train", "workdir"}
 
 
 def test_there_is_no_utils():

@@ -263,12 +263,12 @@ def test_the_command_line_says_it_in_one_sentence(torch):
     assert re.fullmatch(r"Error: --only must name rows out of [^\n]*, got XY7\.\n", done.stderr)
 
 
-def test_the_documentation_has_the_table_of_this_ledger(ledger):
+def test_the_readme_has_the_table_of_this_ledger(ledger):
     run = ledger("run")
-    path = ROOT / "docs" / "from_pytorch_to_jax.md"
+    path = ROOT / "README.md"
     document = path.read_text()
     expected = run.replace_table(document, run.markdown(list(run_all().values())), path.name)
-    assert document == expected, "renew it: python -m cifar_jax.parity --markdown docs/from_pytorch_to_jax.md"
+    assert document == expected, "renew it: python -m cifar_jax.parity --markdown README.md"
 
 
 def test_the_recorded_ledger_has_all_rows_and_all_pass(ledger):

@@ -161,7 +161,7 @@ def _sampler() -> Measurement:
             batches.append(sampler.get_random_idx())
             if step == 0:
                 orders.append(sampler.indices.astype(np.int32))
-    ours = [row for order in orders for row in split_batches(order, batch_size, "whole_batches")[0]]
+    ours = [np.asarray(row) for order in orders for row in split_batches(order, batch_size, "whole_batches")[0]]
     # The usual loop keeps the ragged last batch, so that the second epoch begins one batch later.
     naive = [order[i : i + batch_size] for order in orders for i in range(0, n, batch_size)]
     naive = np.concatenate(naive)[: 2 * (n // batch_size) * batch_size].reshape(-1, batch_size)
@@ -180,7 +180,7 @@ def _order() -> Measurement:
     sampler = torch.utils.data.RandomSampler(range(n), generator=generator)
     theirs = _repeats([np.array(list(sampler)) for _ in range(epochs)])
     key = jax.random.key(0)
-    ours = _repeats([epoch_order(key, epoch, n) for epoch in range(epochs)])
+    ours = _repeats([np.asarray(epoch_order(key, epoch, n)) for epoch in range(epochs)])
     naive = _repeats([np.asarray(jax.random.permutation(key, n)) for _ in range(epochs)])
     return compare(theirs, ours, naive)
 
