@@ -46,7 +46,7 @@ def draw(picture: Picture, name: str) -> str:
     settings |= {f"{part}.color": _INK for part in ("text", "xtick", "ytick")}
     settings |= {"axes.edgecolor": _INK, "axes.labelcolor": _INK, "axes.titlesize": 11}
     with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(4.8, 3.2), layout="constrained")
+        figure = Figure(figsize=(4.8, 3.5), layout="constrained")
         axes = figure.subplots()
         figure.patch.set_alpha(0)
         axes.patch.set_alpha(0)
@@ -61,7 +61,7 @@ def draw(picture: Picture, name: str) -> str:
             axes.ticklabel_format(axis="x", useOffset=False)
         axes.grid(color=_GRID)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=9)
+        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     return _inline(file.getvalue(), picture, name)
@@ -109,7 +109,7 @@ dd small { display: block; color: var(--dim); }
 .naive { border-left: 4px solid var(--naive); }
 pre { background: var(--soft); border-radius: 0.4rem; padding: 0.6rem 0.8rem; font-size: 0.85rem;
   white-space: pre-wrap; }
-figure { margin: 1rem 0; } svg { width: 100%; max-width: 40rem; height: auto; }
+figure { margin: 1rem 0; } svg { width: 100%; max-width: 34rem; height: auto; }
 footer { border-top: 2px solid var(--line); padding-top: 1rem; }
 """
 

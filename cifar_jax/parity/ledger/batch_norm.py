@@ -105,7 +105,7 @@ def _draw_unbiased() -> Picture:
     names = ("torch: n / (n - 1)", "ours, torch's rule", "naive: Flax")
     return Picture(
         "Running variance over the batch's biased one", "values per channel, n", "ratio", sizes,
-        dict(zip(names, sides.tolist(), strict=True)), xlog=True,
+        dict(zip(names, sides.tolist(), strict=True)),
     )  # fmt: skip
 
 

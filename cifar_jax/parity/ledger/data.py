@@ -57,7 +57,7 @@ def _draw_resize() -> Picture:
         _jax_resize(image, 64),
         _torch_interpolate(image, 64),
     )
-    names = ("torch: PIL image", "ours", "naive: jax.image.resize", "torch tensor, a = -0.75")
+    names = ("torch: PIL image", "ours", "naive: jax.image.resize", "other: torch tensor, a = -0.75")
     return Picture(
         "A black and white edge, enlarged from 32 to 64", "pixel", "level", list(range(26, 38)),
         {name: side[0, 32, 26:38, 0].astype(float).tolist() for name, side in zip(names, sides, strict=True)},

@@ -98,7 +98,8 @@ def _draw_overflow() -> Picture:
     scales = [1, 2, 5, 10, 15, 20, 25, 30, 35, 40, 50]
     losses = np.array([_softmax(float(scale)) for scale in scales]).T
     finite = [[value if np.isfinite(value) else float("nan") for value in side] for side in losses]
-    names = ("torch: CrossEntropyLoss", "ours", "naive: softmax, then log")
+    last = max(scale for scale, loss in zip(scales, losses[2], strict=True) if np.isfinite(loss))
+    names = ("torch: CrossEntropyLoss", "ours", f"naive: NaN after {last}")
     return Picture(
         "Where the hand-written loss ends", "deviation of the logits", "mean loss", scales,
         dict(zip(names, finite[:3], strict=True)),

@@ -92,7 +92,7 @@ def _draw_updates() -> Picture:
             updates, state = tx.update(grads, state, grads)
             return state, jnp.abs(updates["g"][0] + 1.0)
 
-        return np.maximum(jax.lax.scan(step, tx.init(grads), None, steps)[1], 1e-9).tolist()
+        return np.maximum(jax.lax.scan(step, tx.init(grads), None, steps)[1], 1e-8).tolist()
 
     return Picture(
         "Relative error of Adam's update in float32", "step", "relative error", list(range(1, steps + 1)),
