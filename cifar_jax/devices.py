@@ -1,6 +1,7 @@
 """Choosing where to run, before JAX has started a backend."""
 
 import functools
+from pathlib import Path
 
 import jax
 
@@ -26,6 +27,18 @@ def select_devices(platform: str) -> list[jax.Device]:
             f"platform must name devices that JAX finds here ({', '.join(found)}) or be auto, got {platform}; "
             f"pip install '.[{extra}]' adds support for it."
         ) from error
+
+
+def keep_compilations(folder: Path) -> None:
+    """Keeps compiled programs in `folder`, so that a later start need not compile them again.
+
+    A folder that the user gave JAX (`JAX_COMPILATION_CACHE_DIR`) stays, and so does `JAX_ENABLE_COMPILATION_CACHE=0`.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+    # JAX would leave out what compiles within a second; a run has a dozen such programs.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def describe(devices: list[jax.Device]) -> str:

@@ -1,13 +1,14 @@
 """One compiled training step and one compiled evaluation step over a data set that lies on the device."""
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Int, Int32, UInt8
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int, Int32, UInt8
 
 from cifar_jax.losses import Metrics, batch_metrics
 from cifar_jax.state import TrainState
@@ -25,6 +26,65 @@ class Batch(NamedTuple):
     indices: Int32[Array, " batch"]
     mask: Bool[Array, " batch"] | None
     flips: Bool[Array, " batch"] | None = None
+
+
+class Gradients(NamedTuple):
+    """What a batch says before the update; logits and metrics are those of training mode."""
+
+    grads: Any
+    batch_stats: Any
+    logits: Float[Array, "batch classes"]
+    metrics: Metrics
+
+
+def train_input(
+    state: TrainState,
+    images: UInt8[Array, "n 32 32 3"],
+    labels: Int[Array, " n"],
+    batch: Batch,
+    *,
+    transform: Transform,
+    dtype: DTypeLike,
+) -> tuple[Float[Array, "batch size size 3"], Int[Array, " batch"]]:
+    """The images and labels that `batch` names, transformed; the randomness is that of `state`'s step."""
+    x = transform_train(
+        jnp.take(images, batch.indices, axis=0, mode="clip"),
+        jax.random.fold_in(state.key, state.step),
+        transform,
+        mask=batch.mask,
+        flips=batch.flips,
+        dtype=jnp.promote_types(dtype, jnp.float32),
+    )
+    return x, jnp.take(labels, batch.indices, mode="clip")
+
+
+def loss_and_grads(
+    params,
+    batch_stats,
+    x: Float[Array, "batch size size 3"],
+    labels: Int[Array, " batch"],
+    mask: Bool[Array, " batch"] | None,
+    *,
+    model: nn.Module,
+) -> Gradients:
+    """Gradients of the mean loss over the images of a batch, and the statistics after it."""
+
+    def loss_fn(params):
+        logits, updates = model.apply(
+            {"params": params, "batch_stats": batch_stats}, x, train=True, mask=mask, mutable=["batch_stats"]
+        )
+        metrics = batch_metrics(logits, labels, mask)
+        return metrics.loss_sum / metrics.count, (updates["batch_stats"], logits, metrics)
+
+    grads, (batch_stats, logits, metrics) = jax.grad(loss_fn, has_aux=True)(params)
+    return Gradients(grads, batch_stats, logits, metrics)
+
+
+def apply_gradients(state: TrainState, grads, batch_stats, *, tx: optax.GradientTransformation) -> TrainState:
+    """The state after one update."""
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return state.replace(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "tx", "transform"), donate_argnames=("state",))
@@ -46,28 +106,9 @@ def train_step(
       The next state, and the sums of loss and correct answers over the batch, as the network gave them before the
       update and in training mode.
     """
-    x = transform_train(
-        jnp.take(images, batch.indices, axis=0, mode="clip"),
-        jax.random.fold_in(state.key, state.step),
-        transform,
-        mask=batch.mask,
-        flips=batch.flips,
-        dtype=jnp.promote_types(model.dtype, jnp.float32),
-    )
-    y = jnp.take(labels, batch.indices, mode="clip")
-
-    def loss_fn(params):
-        logits, updates = model.apply(
-            {"params": params, "batch_stats": state.batch_stats}, x, train=True, mask=batch.mask,
-            mutable=["batch_stats"],
-        )  # fmt: skip
-        metrics = batch_metrics(logits, y, batch.mask)
-        return metrics.loss_sum / metrics.count, (updates["batch_stats"], metrics)
-
-    grads, (batch_stats, metrics) = jax.grad(loss_fn, has_aux=True)(state.params)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    return state.replace(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state), metrics
+    x, y = train_input(state, images, labels, batch, transform=transform, dtype=model.dtype)
+    new = loss_and_grads(state.params, state.batch_stats, x, y, batch.mask, model=model)
+    return apply_gradients(state, new.grads, new.batch_stats, tx=tx), new.metrics
 
 
 @functools.partial(jax.jit, static_argnames=("model", "transform"))

@@ -1,6 +1,7 @@
 """The host's side of a run: build what the config names, then epochs of training and evaluation."""
 
 import collections
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -18,9 +19,10 @@ from cifar_jax.batch_norm import RULES
 from cifar_jax.checkpoint import Checkpoints, best_epoch
 from cifar_jax.config import validate
 from cifar_jax.data import load_dataset
+from cifar_jax.data.cache import cache_folder
 from cifar_jax.data.dataset import Dataset, Split, take
 from cifar_jax.data.order import cut, epoch_order, split_batches, steps_per_epoch
-from cifar_jax.devices import compiler_options, describe, select_devices
+from cifar_jax.devices import compiler_options, describe, keep_compilations, select_devices
 from cifar_jax.errors import DivergedError, InputError
 from cifar_jax.interrupt import Interrupted
 from cifar_jax.losses import Metrics
@@ -72,6 +74,8 @@ def prepare(config: ml_collections.ConfigDict, workdir: Path) -> Dataset:
     check_workdir(workdir, config)
     jax.config.update("jax_enable_x64", config.dtype == "float64")
     print(f"Devices: {describe(select_devices(config.platform))}", flush=True)
+    with contextlib.suppress(OSError):  # no home folder: compile every time
+        keep_compilations(cache_folder() / "xla")
     data = config.data
     dataset = take(load_dataset(data.name, data.dir), data.limit_train, data.limit_test)
     if steps_per_epoch(len(dataset.train.labels), data.batch_size, data.sampler) == 0:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import tempfile
+import time
 from pathlib import Path
 
 import ml_collections
@@ -21,8 +23,14 @@ def check_workdir(workdir: Path, config: ml_collections.ConfigDict) -> None:
     existing = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
     if not existing.is_dir():
         raise InputError(f"--workdir must be a folder, got {str(workdir)!r}, where {existing} is a file.")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise InputError(f"--workdir must be a folder that can be written to, got {str(workdir)!r}.")
+    try:
+        # Asking for permissions is not enough: root has them all, on a read-only file system too.
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"--workdir must be a folder that can be written to, got {str(workdir)!r}: {error.strerror}."
+        ) from error
     if existing != workdir or not any(workdir.iterdir()):
         return
     if difference := first_difference(config, flatten(read_config(workdir))):
@@ -63,7 +71,8 @@ class RunLog:
 
     def __init__(self, workdir: Path, config: ml_collections.ConfigDict, history: list[dict], *, epochs_done: int):
         # Not at the top: it takes a second that a refused run should not wait for.
-        from tensorboardX import SummaryWriter
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         write_config(workdir, config)
         self._workdir = workdir
@@ -72,24 +81,37 @@ class RunLog:
         _replace(workdir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history))
         with open(workdir / "starts.jsonl", "a") as file:
             file.write(json.dumps({**provenance(), "epochs_done": epochs_done}) + "\n")
-        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=epochs_done + 1)
+        self._events = EventFileWriter(str(workdir / "tensorboard"))
+        # TensorBoard drops what earlier starts recorded from this epoch on.
+        start = SessionLog(status=SessionLog.START)
+        self._events.add_event(Event(wall_time=time.time(), step=epochs_done + 1, session_log=start))
 
     def add(self, row: dict) -> None:
         """Records one epoch's metrics and draws the curves anew."""
         self._history.append(row)
         with open(self._workdir / "metrics.jsonl", "a") as file:
             file.write(json.dumps(row) + "\n")
-        for key, value in row.items():
-            if key != "epoch":
-                phase, _, quantity = key.partition("_")
-                name = f"{quantity}/{phase}" if phase in ("train", "test") else key
-                self._events.add_scalar(name, value, global_step=row["epoch"])
+        self._events.add_event(_event(row))
         self._events.flush()
         draw_curves(self._history, self._workdir.name, self._workdir / "curves.png")
 
     def close(self) -> None:
         """Closes the event file."""
         self._events.close()
+
+
+def _event(row: dict):
+    """One epoch's metrics as a TensorBoard event."""
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    values = []
+    for key, value in row.items():
+        if key != "epoch":
+            phase, _, quantity = key.partition("_")
+            tag = f"{quantity}/{phase}" if phase in ("train", "test") else key
+            values.append(Summary.Value(tag=tag, simple_value=value))
+    return Event(wall_time=time.time(), step=row["epoch"], summary=Summary(value=values))
 
 
 def _replace(path: Path, text: str) -> None:

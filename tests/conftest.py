@@ -5,6 +5,10 @@ from pathlib import Path
 
 # Tests run side by side and compare exact numbers, all of them on the CPU.
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Tests compile the same few programs again and again, in this process, its neighbours and those that they start.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parent.parent / ".pytest_cache" / "xla")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import jaxtyping
 
@@ -15,9 +19,9 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-jax.config.update("jax_numpy_rank_promotion", "raise")
-
 ROOT = Path(__file__).parent.parent
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
 REAL_DATA = ROOT.parent / "shared" / "tfds"
 
 

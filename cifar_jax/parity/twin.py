@@ -132,6 +132,19 @@ def create_scheduler(
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1.0)
 
 
+def learning_rates(config: dict, *, lr: float, epochs: int, calls_per_epoch: int) -> list[float]:
+    """The rate of each epoch, from stepping torch's scheduler; `config` holds `create_scheduler`'s arguments."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr)
+    scheduler = create_scheduler(**config, optimizer=optimizer)
+    rates = []
+    for _ in range(epochs):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()  # torch warns of a scheduler that goes before its optimizer
+        for _ in range(calls_per_epoch):
+            scheduler.step()
+    return rates
+
+
 def read_arrays(network: nn.Module) -> dict:
     """The network's state_dict as NumPy arrays of its own, which later training does not change."""
     return {key: tensor.detach().cpu().numpy().copy() for key, tensor in network.state_dict().items()}

@@ -1,0 +1,278 @@
+"""Trains the same run in PyTorch and here, compares every number at each step, and says what could explain an error.
+
+    python -m cifar_jax.parity lockstep --config=configs/cnn6_adam.py [--steps N] [--float64] [--config.KEY=VALUE]
+
+Both sides start from the weights that torch draws from the config's seed and see the same images in the same order
+with the same flips. In float64 they are then left to themselves, and everything must stay within 1e-10. In float32
+two correct runs part within a few dozen steps, so each step starts from torch's state, and has a bound of its own.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import torch
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from cifar_jax import train
+from cifar_jax.config import explain_flag_error, validate
+from cifar_jax.data import load_dataset
+from cifar_jax.data.dataset import Dataset, take
+from cifar_jax.data.order import epoch_order, steps_per_epoch
+from cifar_jax.devices import select_devices
+from cifar_jax.errors import InputError
+from cifar_jax.parity import compare, our_side, twin
+from cifar_jax.parity.diagnosis import Setting, Suggestion, diagnose
+from cifar_jax.parity.state_dict import to_state_dict
+from cifar_jax.parity.torch_side import Flips, Preprocess, TorchSide, epoch_batches, flip_first_half
+from cifar_jax.provenance import provenance
+from cifar_jax.report.lockstep_plot import draw_errors
+
+
+class Sides(NamedTuple):
+    """Both sides of a config, and what they share.
+
+    theirs: makes PyTorch's side, at its start.
+    ours: our side, at the same start.
+    epoch_batches, flips, their_rates: as `compare.compare_runs` takes them.
+    setting: what the config says that matters to a diagnosis.
+    """
+
+    theirs: Callable[[], TorchSide]
+    ours: our_side.Ours
+    epoch_batches: Callable[[int], list[np.ndarray]]
+    flips: Flips
+    their_rates: list[float]
+    setting: Setting
+
+
+class Report(NamedTuple):
+    """A comparison, the first tensor outside its tolerance, and the ledger's rows that could explain it, best first."""
+
+    record: compare.Record
+    outside: compare.Outside | None
+    suggestions: list[Suggestion]
+
+
+def build(config: ConfigDict, dataset: Dataset) -> Sides:
+    """Both sides of a config that was validated."""
+    data, optimizer, schedule, norm = config.data, config.optimizer, config.schedule, config.norm
+    experiment = train.build(config, dataset)
+    ours = our_side.from_experiment(experiment)
+    dtype = getattr(torch, config.dtype)
+    torch.manual_seed(config.seed)
+    network = twin.create_twin(
+        config.model.name, norm_rule=norm.rule, norm_momentum=norm.momentum, num_classes=len(dataset.class_names),
+        stages=experiment.model.stages, epsilon=norm.epsilon,
+    ).to(dtype)  # fmt: skip
+    if config.model.init == "torch":
+        start = twin.read_arrays(network)
+    else:
+        start = to_state_dict(ours.state.params, ours.state.batch_stats)
+    ours = ours._replace(state=our_side.load(ours.state, start, {}))
+    scheduler = {
+        "name": schedule.name, "step_size": schedule.step_size, "gamma": schedule.gamma, "t_max": schedule.t_max,
+    }  # fmt: skip
+
+    def theirs():
+        twin.load_arrays(network, start)
+        its_optimizer = twin.create_optimizer(
+            optimizer.name, network.parameters(), lr=optimizer.lr, momentum=optimizer.momentum,
+            weight_decay=optimizer.weight_decay, b1=optimizer.b1, b2=optimizer.b2, eps=optimizer.eps,
+        )  # fmt: skip
+        return TorchSide(
+            network, its_optimizer, twin.create_scheduler(optimizer=its_optimizer, **scheduler),
+            Preprocess(data.image_size, data.normalize), *dataset.train, calls_per_epoch=schedule.calls_per_epoch,
+        )  # fmt: skip
+
+    def its_batches(epoch):
+        order = epoch_order(experiment.order_key, epoch, len(dataset.train.labels))
+        return list(epoch_batches(order, data.batch_size, drop_last=data.sampler == "whole_batches"))
+
+    def flips_of_each(step, count):
+        # Our draws for a whole batch; of a ragged one, the first rows are real.
+        key = jax.random.fold_in(experiment.state.key, step)
+        return np.asarray(jax.random.bernoulli(key, 0.5, (data.batch_size,)))[:count]
+
+    flips = {
+        "flip": flips_of_each,
+        "flip_first_half": flip_first_half,
+        "none": lambda step, count: np.zeros(count, bool),
+    }
+    return Sides(
+        theirs=theirs,
+        ours=ours,
+        epoch_batches=its_batches,
+        flips=flips[data.augment],
+        their_rates=twin.learning_rates(
+            scheduler, lr=optimizer.lr, epochs=config.train.epochs, calls_per_epoch=schedule.calls_per_epoch
+        ),
+        setting=Setting(
+            optimizer=optimizer.name,
+            schedule=schedule.name,
+            resized=data.image_size != 32,
+            dtype=config.dtype,
+            after_pool=tuple(
+                1 + sum(map(len, experiment.model.stages[:i])) for i in range(1, len(experiment.model.stages))
+            ),
+        ),
+    )
+
+
+def run(sides: Sides, *, steps: int) -> Report:
+    """Compares both sides over `steps` updates, and looks for causes where they part.
+
+    float64: left to themselves; where they part, once more from common states, so that the causes do not blur.
+    float32: from common states.
+    """
+    double = sides.setting.dtype == "float64"
+
+    def compared(*, common_state):
+        return compare.compare_runs(
+            sides.theirs(), sides.ours, steps=steps, epoch_batches=sides.epoch_batches, flips=sides.flips,
+            their_rates=sides.their_rates, common_state=common_state,
+            tolerance=compare.FLOAT64 if double else compare.FLOAT32,
+        )  # fmt: skip
+
+    record = compared(common_state=not double)
+    outside = record.first_outside()
+    if outside is None:
+        return Report(record, None, [])
+    evidence = compared(common_state=True) if double else record
+    return Report(record, outside, diagnose(evidence, sides.setting))
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command; returns 0 if everything stayed inside its tolerance and 1 if not.
+
+    Raises:
+      InputError: something in the flags, the config or the data cannot be used.
+    """
+    given = _parse(argv)
+    config, name = given["config"].value, Path(config_flags.get_config_filename(given["config"])).stem
+    if given.float64:
+        config.dtype = "float64"
+    validate(config)
+    if config.dtype == "bfloat16":
+        raise InputError("dtype must be float32 or float64 for a comparison with PyTorch, got 'bfloat16'.")
+    jax.config.update("jax_enable_x64", config.dtype == "float64")
+    # The CPU unless another is insisted on: an accelerator's float32 convolutions are rounder than float32.
+    select_devices("cpu" if config.platform == "auto" else config.platform)
+    origin = provenance()
+    data = config.data
+    dataset = take(load_dataset(data.name, data.dir), data.limit_train, data.limit_test)
+    if steps_per_epoch(len(dataset.train.labels), data.batch_size, data.sampler) == 0:
+        raise InputError(
+            f"data.batch_size must be at most the number of training images, {len(dataset.train.labels)}, with "
+            f"data.sampler={data.sampler}, got {data.batch_size}."
+        )
+    report = run(build(config, dataset), steps=given.steps)
+    text = describe(report, name, config, len(dataset.train.labels))
+    print(text, flush=True)
+    picture = Path(given.png or f"runs/lockstep_{name}_{config.dtype}.png")
+    draw_errors(
+        [step.errors for step in report.record.steps], report.record.tolerance,
+        f"{name}, {config.dtype}: PyTorch against JAX", picture,
+    )  # fmt: skip
+    print(f"Errors by step: {picture}")
+    if given.json:
+        Path(given.json).parent.mkdir(parents=True, exist_ok=True)
+        Path(given.json).write_text(json.dumps(to_json(report, name, config, origin), indent=1) + "\n")
+    return 0 if report.outside is None else 1
+
+
+def _parse(argv: list[str]) -> flags.FlagValues:
+    """absl's parser, with errors in one sentence."""
+    given = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "What to compare.", flag_values=given)
+    flags.DEFINE_integer("steps", 10, "Number of updates.", lower_bound=1, flag_values=given)
+    flags.DEFINE_boolean("float64", False, "Compare in double precision.", flag_values=given)
+    flags.DEFINE_string("png", None, "Picture of the errors; under runs/ unless given.", flag_values=given)
+    flags.DEFINE_string("json", None, "File for the figures.", flag_values=given)
+    argv = ["lockstep", *argv]
+    try:
+        rest = given(argv)
+        if given["config"].value is None:
+            raise InputError("--config must name a config file, such as --config=configs/cnn6_adam.py, got nothing.")
+        given["config"].value.to_dict()  # a file that does not exist shows here
+    except InputError:
+        raise
+    except Exception as error:  # a config file may raise anything
+        raise InputError(explain_flag_error(argv, error)) from error
+    if len(rest) > 1:
+        raise InputError(f"lockstep takes flags only, got {rest[1]!r}.")
+    return given
+
+
+_COLUMNS = {
+    "lr": "lr", "input": "input", "logits": "logits", "loss": "loss", "gradient": "gradient",
+    "running_mean": "mean", "running_var": "var", "moment": "moment", "parameter": "parameter",
+}  # fmt: skip
+
+
+def describe(report: Report, name: str, config: ConfigDict, images: int) -> str:
+    """The table of errors and the verdict, as text."""
+    record = report.record
+    how = "left to themselves" if config.dtype == "float64" else "each step from torch's state"
+    lines = [
+        f"{name}: PyTorch against JAX in {config.dtype}, {how}; {len(record.steps)} steps on {images:,} images of "
+        f"{config.data.name} at {config.data.image_size}x{config.data.image_size}, batch {config.data.batch_size}",
+        "Each figure is the worst tensor's: the larger of the greatest difference and the same over the largest value",
+        "step epoch images" + "".join(f"{title:>10}" for title in _COLUMNS.values()),
+    ]
+    for step in record.steps:
+        cells = "".join(f"{_worst(step.errors.get(q)):>10}" for q in _COLUMNS)
+        lines.append(f"{step.step + 1:4} {step.epoch + 1:5} {step.images:6}{cells}")
+        if "epoch_loss" in step.errors:
+            lines.append(f"     epoch {step.epoch + 1}: mean loss {_worst(step.errors['epoch_loss'])}")
+    lines.append("largest          " + "".join(f"{record.largest().get(q, 0):>10.1e}" for q in _COLUMNS))
+    lines.append("tolerance        " + "".join(f"{record.tolerance[q]:>10.1e}" for q in _COLUMNS))
+    lines.append(f"learning rates of all {len(record.their_rates):,} updates: {record.rate_errors().max():.1e}")
+    if report.outside is None:
+        lines.append("Everything is inside its tolerance.")
+        return "\n".join(lines)
+    first = report.outside
+    where = (
+        "before the first step" if first.quantity == "weights" else f"step {first.step + 1}, epoch {first.epoch + 1}"
+    )
+    lines.append(
+        f"First outside: {where}: {first.quantity} {first.tensor}, error {first.error:.1e}, tolerance "
+        f"{first.tolerance:.1e}"
+    )
+    lines.append("Rows of the ledger that could explain it:")
+    lines += [f"  {i}. {s.row}: {s.text}" for i, s in enumerate(report.suggestions, 1)] or ["  none"]
+    return "\n".join(lines)
+
+
+def _worst(errors: dict[str, float] | None) -> str:
+    return "-" if not errors else f"{max(errors.values()):.1e}"
+
+
+def to_json(report: Report, name: str, config: ConfigDict, origin: dict) -> dict:
+    """The figures, with what is behind them."""
+    record = report.record
+    return {
+        "config": name,
+        "dtype": config.dtype,
+        "data": config.data.name,
+        "image_size": config.data.image_size,
+        "origin": {**origin, "versions": {**origin["versions"], "torch": torch.__version__}},
+        "tolerance": record.tolerance,
+        "largest": record.largest(),
+        "steps": [
+            {
+                "step": step.step + 1,
+                "epoch": step.epoch + 1,
+                "images": step.images,
+                "lr": step.lr,
+                "errors": {quantity: max(tensors.values()) for quantity, tensors in step.errors.items() if tensors},
+            }
+            for step in record.steps
+        ],
+        "outside": None if report.outside is None else report.outside._asdict(),
+        "suggestions": [s._asdict() for s in report.suggestions],
+    }
