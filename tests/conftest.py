@@ -17,7 +17,6 @@ jaxtyping.install_import_hook("cifar_jax", "beartype.beartype")
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 ROOT = Path(__file__).parent.parent
 
@@ -44,21 +43,6 @@ def x64():
     jax.config.update("jax_enable_x64", True)
     yield
     jax.config.update("jax_enable_x64", False)
-
-
-@pytest.fixture(scope="session")
-def compiled(tmp_path_factory):
-    return tmp_path_factory.mktemp("compiled")
-
-
-@pytest.fixture(scope="module")
-def compile_once(compiled):
-    """In modules that ask for it, what was compiled once is read back: most of a small run's time is compilation."""
-    for folder in (str(compiled), None):
-        jax.config.update("jax_compilation_cache_dir", folder)
-        compilation_cache.reset_cache()
-        if folder:
-            yield
 
 
 @pytest.fixture

@@ -21,8 +21,6 @@ from cifar_jax.parity.state_dict import from_state_dict, to_state_dict
 from cifar_jax.parity.torch_file import read_file
 from cifar_jax.transforms import transform_eval
 
-pytestmark = pytest.mark.usefixtures("compile_once")
-
 STEPS = 5  # in an epoch of 70 images in batches of 16
 OVERRIDES = (
     "--config=configs/default.py --config.data.name=shapes --config.data.batch_size=16 "
@@ -35,6 +33,18 @@ COSINE = "--config.schedule.name=cosine --config.schedule.t_max=5".split()
 @pytest.fixture
 def dataset(a_dataset):  # noqa: F811
     return a_dataset
+
+
+@pytest.fixture
+def safetensors(torch):
+    """Of the same extra as PyTorch, and skipped or missed in the same way."""
+    try:
+        import safetensors.torch
+    except ImportError:
+        if os.environ.get("CIFAR_JAX_REQUIRE_TORCH"):
+            pytest.fail("safetensors is not installed")
+        pytest.skip("safetensors is not installed: pip install '.[torch]'")
+    return safetensors.torch
 
 
 @pytest.fixture(autouse=True)
@@ -164,7 +174,7 @@ def logits_of(run, config):
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_a_network_trained_here_gives_the_same_logits_there(torch, dataset, tmp_path, suffix):
+def test_a_network_trained_here_gives_the_same_logits_there(torch, safetensors, dataset, tmp_path, suffix):
     """1e-5: sums in float32. In double precision, the test of half a run below."""
     _, config = parse([*OVERRIDES, *SGD])
     train.train_and_evaluate(config, tmp_path / "run")
@@ -182,14 +192,14 @@ def test_a_network_trained_here_gives_the_same_logits_there(torch, dataset, tmp_
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_a_network_alone_goes_there_and_back(torch, dataset, tmp_path, suffix, capsys):
+def test_a_network_alone_goes_there_and_back(torch, safetensors, dataset, tmp_path, suffix):
     """Evaluated, trained on and refused where nothing is left to train, as any run."""
     there, back = tmp_path / f"there{suffix}", tmp_path / "back.safetensors"
     model = Program(torch).network.state_dict()
     if suffix == ".pt":
         torch.save(model, there)
     else:
-        pytest.importorskip("safetensors.torch").save_file(model, there)
+        safetensors.save_file(model, there)
     overrides = [*OVERRIDES, *SGD]
     assert main(["convert", str(there), str(tmp_path / "run"), *overrides]) == 0
     assert main(["convert", str(tmp_path / "run"), str(back)]) == 0

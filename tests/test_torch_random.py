@@ -17,8 +17,6 @@ from cifar_jax.interrupt import Interrupted
 from cifar_jax.models import NETWORKS, create_model
 from cifar_jax.torch_random import Epochs, Generator, count_draws, draw_params
 
-pytestmark = pytest.mark.usefixtures("compile_once")
-
 SEEDS = (0, 1, 1234, 2**31 - 1)
 
 
