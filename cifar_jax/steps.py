@@ -1,15 +1,15 @@
-"""One compiled training step and one compiled evaluation step over a data set that lies on the device."""
+"""Training and evaluation over a data set that lies on the device: one compiled step, or one compiled epoch."""
 
-import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Int32, UInt8
 
+from cifar_jax.data.order import cut, split_batches
 from cifar_jax.losses import Metrics, batch_metrics
 from cifar_jax.state import TrainState
 from cifar_jax.transforms import Transform, transform_eval, transform_train
@@ -87,8 +87,15 @@ def apply_gradients(state: TrainState, grads, batch_stats, *, tx: optax.Gradient
     return state.replace(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "tx", "transform"), donate_argnames=("state",))
-def train_step(
+def split_epoch(
+    order: Int32[ArrayLike, " n"], flips: Bool[ArrayLike, " n"] | None, *, batch_size: int, sampler: str
+) -> Batch:
+    """All batches of an epoch as one, each array with a leading axis of steps."""
+    indices, mask = split_batches(order, batch_size, sampler)
+    return Batch(indices, mask, None if flips is None else cut(flips, *indices.shape))
+
+
+def update(
     state: TrainState,
     images: UInt8[Array, "n 32 32 3"],
     labels: Int[Array, " n"],
@@ -100,8 +107,6 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
     """One update on the images that `batch` names, out of the whole data set.
 
-    The state passed in is donated: its buffers are reused and it must not be read again.
-
     Returns:
       The next state, and the sums of loss and correct answers over the batch, as the network gave them before the
       update and in training mode.
@@ -111,8 +116,7 @@ def train_step(
     return apply_gradients(state, new.grads, new.batch_stats, tx=tx), new.metrics
 
 
-@functools.partial(jax.jit, static_argnames=("model", "transform"))
-def eval_step(
+def score(
     params,
     batch_stats,
     images: UInt8[Array, "n 32 32 3"],
@@ -131,3 +135,41 @@ def eval_step(
     y = jnp.take(labels, batch.indices, mode="clip")
     logits = model.apply({"params": params, "batch_stats": batch_stats}, x, train=False)
     return batch_metrics(logits, y, batch.mask)
+
+
+def update_all(
+    state: TrainState,
+    images: UInt8[Array, "n 32 32 3"],
+    labels: Int[Array, " n"],
+    order: Int32[Array, " n"],
+    flips: Bool[Array, " n"] | None,
+    *,
+    batch_size: int,
+    sampler: str,
+    **parts,
+) -> tuple[TrainState, Metrics]:
+    """An epoch of updates on the images in `order`; `parts` are those of `update`.
+
+    Returns:
+      The state after it, and each step's metrics, with a leading axis of steps.
+    """
+    batches = split_epoch(order, flips, batch_size=batch_size, sampler=sampler)
+    return jax.lax.scan(lambda state, batch: update(state, images, labels, batch, **parts), state, batches)
+
+
+def score_all(
+    params, batch_stats, images: UInt8[Array, "n 32 32 3"], labels: Int[Array, " n"], *, batch_size: int, **parts
+) -> Metrics:
+    """Metrics of every image, in batches: each with a leading axis of steps; `parts` are those of `score`."""
+    order = jnp.arange(len(labels), dtype=jnp.int32)
+    batches = split_epoch(order, None, batch_size=batch_size, sampler="shuffle")
+    return jax.lax.map(lambda batch: score(params, batch_stats, images, labels, batch, **parts), batches)
+
+
+# A state that is passed in is donated: its buffers are reused, and it must not be read again.
+train_step = jax.jit(update, static_argnames=("model", "tx", "transform"), donate_argnames="state")
+eval_step = jax.jit(score, static_argnames=("model", "transform"))
+train_epoch = jax.jit(
+    update_all, static_argnames=("batch_size", "sampler", "model", "tx", "transform"), donate_argnames="state"
+)
+eval_epoch = jax.jit(score_all, static_argnames=("batch_size", "model", "transform"))

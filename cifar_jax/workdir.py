@@ -86,13 +86,16 @@ class RunLog:
         start = SessionLog(status=SessionLog.START)
         self._events.add_event(Event(wall_time=time.time(), step=epochs_done + 1, session_log=start))
 
-    def add(self, row: dict) -> None:
-        """Records one epoch's metrics and draws the curves anew."""
+    def record(self, row: dict) -> None:
+        """Records one epoch's metrics."""
         self._history.append(row)
         with open(self._workdir / "metrics.jsonl", "a") as file:
             file.write(json.dumps(row) + "\n")
         self._events.add_event(_event(row))
         self._events.flush()
+
+    def draw(self) -> None:
+        """Draws the curves anew."""
         draw_curves(self._history, self._workdir.name, self._workdir / "curves.png")
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ from conftest import REAL_DATA
 from test_config import LECTURE
 from test_data import served, server  # noqa: F401  (a fixture)
 
-from cifar_jax import train
+from cifar_jax import experiment, train
 from cifar_jax.data import cifar, shapes
 from configs import cifar10_scratch, quickstart
 
@@ -57,7 +57,7 @@ def test_shuffled_labels_teach_nothing(tmp_path, monkeypatch, shuffled, low, hig
                 for split in ("train", "test")
             }
         )
-    monkeypatch.setattr(train, "load_dataset", lambda name, data_dir: dataset)
+    monkeypatch.setattr(experiment, "load_dataset", lambda name, data_dir: dataset)
     config = quickstart.get_config()
     config.train.epochs, config.data.limit_train = 2, 5000
     config.schedule.t_max = 2

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cifar_jax import train
+from cifar_jax import experiment, train
 from cifar_jax.checkpoint import Checkpoints
 from cifar_jax.data.dataset import Dataset, Split
 from cifar_jax.errors import DivergedError, InputError
@@ -30,7 +30,7 @@ def dataset(rng, monkeypatch):
     """Ten shades of grey; 70 and 25 images, so that the last batches of 16 and 10 are ragged."""
     names = tuple(f"shade {i}" for i in range(10))
     dataset = Dataset("shapes", split(rng, 70), split(rng, 25), names, (), ())
-    monkeypatch.setattr(train, "load_dataset", lambda name, data_dir: dataset)
+    monkeypatch.setattr(experiment, "load_dataset", lambda name, data_dir: dataset)
     return dataset
 
 

@@ -1,8 +1,11 @@
 """Which images make up each batch of an epoch, from `(key, epoch)` alone, so that a resumed run sees the same."""
 
+import functools
+
 import jax
-import numpy as np
-from jaxtyping import Array, Bool, Int32, Key, Shaped
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Int, Int32, Key, Shaped
 
 SAMPLERS = ("shuffle", "whole_batches")
 
@@ -12,14 +15,15 @@ def steps_per_epoch(n: int, batch_size: int, sampler: str) -> int:
     return n // batch_size if sampler == "whole_batches" else -(-n // batch_size)
 
 
-def epoch_order(key: Key[Array, ""], epoch: int, n: int) -> Int32[np.ndarray, " n"]:
-    """The images' order in this epoch: a permutation of `range(n)`."""
-    return np.asarray(jax.random.permutation(jax.random.fold_in(key, epoch), n)).astype(np.int32)
+@functools.partial(jax.jit, static_argnames="n")
+def epoch_order(key: Key[Array, ""], epoch: Int[ArrayLike, ""], n: int) -> Int32[Array, " n"]:
+    """The images' order in this epoch: a permutation of `range(n)`, drawn on the device."""
+    return jax.random.permutation(jax.random.fold_in(key, epoch), n).astype(jnp.int32)
 
 
 def split_batches(
-    order: Int32[np.ndarray, " n"], batch_size: int, sampler: str = "shuffle"
-) -> tuple[Int32[np.ndarray, "steps batch"], Bool[np.ndarray, "steps batch"] | None]:
+    order: Int32[ArrayLike, " n"], batch_size: int, sampler: str = "shuffle"
+) -> tuple[Int32[Array, "steps batch"], Bool[Array, "steps batch"] | None]:
     """Cuts an order into batches of one length.
 
     "shuffle" keeps every image, as PyTorch's DataLoader with `drop_last=False` does: a last, ragged batch is filled up
@@ -29,18 +33,15 @@ def split_batches(
     Returns:
       Positions `[steps, batch]`, and a mask that is False for filled-up rows, or None where every batch is full.
 
-    >>> split_batches(np.array([2, 0, 1], np.int32), 2)[0].tolist()
+    >>> split_batches(jnp.array([2, 0, 1], jnp.int32), 2)[0].tolist()
     [[2, 0], [1, 0]]
     """
     steps = steps_per_epoch(len(order), batch_size, sampler)
-    indices = cut(order, steps, batch_size)
-    if indices.size <= len(order):
-        return indices, None
-    return indices, cut(np.ones(len(order), bool), steps, batch_size)
+    mask = None if steps * batch_size <= len(order) else cut(jnp.ones(len(order), bool), steps, batch_size)
+    return cut(order, steps, batch_size), mask
 
 
-def cut(values: Shaped[np.ndarray, " n"], steps: int, batch_size: int) -> Shaped[np.ndarray, "{steps} {batch_size}"]:
+def cut(values: Shaped[ArrayLike, " n"], steps: int, batch_size: int) -> Shaped[Array, "{steps} {batch_size}"]:
     """One value an image, cut into batches; what is missing is filled up with 0, what is over is dropped."""
-    filled = np.zeros(steps * batch_size, values.dtype)
-    filled[: len(values)] = values[: len(filled)]
-    return filled.reshape(steps, batch_size)
+    values = jnp.asarray(values)[: steps * batch_size]
+    return jnp.pad(values, (0, steps * batch_size - len(values))).reshape(steps, batch_size)

@@ -1,0 +1,132 @@
+"""From a config to everything that a run needs: data, network, optimizer, transforms, a fresh state."""
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+
+from cifar_jax import optimizers, schedules, torch_random
+from cifar_jax.batch_norm import RULES
+from cifar_jax.config import validate
+from cifar_jax.data import load_dataset
+from cifar_jax.data.cache import cache_folder
+from cifar_jax.data.dataset import Dataset, Split, take
+from cifar_jax.data.order import epoch_order, steps_per_epoch
+from cifar_jax.devices import describe, keep_compilations, select_devices
+from cifar_jax.errors import InputError
+from cifar_jax.models import CNN, create_model
+from cifar_jax.state import TrainState, create_state
+from cifar_jax.transforms import Transform
+from cifar_jax.workdir import check_workdir
+
+
+class Experiment(NamedTuple):
+    """Everything that a config names, built. Data sets lie on the device.
+
+    rates: the learning rate of each epoch.
+    draw_epoch: takes an epoch, numbered from 0, to the order of its images, int32 `[n]`, and, where the steps do not
+      draw them, to which of these are flipped, bool `[n]`; the same for an epoch whenever it is asked.
+    """
+
+    model: CNN
+    tx: optax.GradientTransformation
+    transform: Transform
+    rates: np.ndarray
+    train: Split
+    test: Split
+    batch_size: int
+    eval_batch_size: int
+    sampler: str
+    draw_epoch: Callable[[int], tuple[jax.Array, jax.Array | None]]
+    state: TrainState
+
+
+def prepare(config: ml_collections.ConfigDict, workdir: Path) -> Dataset:
+    """Refuses what cannot run, chooses the devices and loads the data. Nothing is compiled or written.
+
+    Raises:
+      InputError: the first thing that is wrong.
+    """
+    validate(config)
+    check_workdir(workdir, config)
+    jax.config.update("jax_enable_x64", config.dtype == "float64")
+    print(f"Devices: {describe(select_devices(config.platform))}", flush=True)
+    with contextlib.suppress(OSError):  # no home folder: compile every time
+        keep_compilations(cache_folder() / "xla")
+    data = config.data
+    dataset = take(load_dataset(data.name, data.dir), data.limit_train, data.limit_test)
+    if steps_per_epoch(len(dataset.train.labels), data.batch_size, data.sampler) == 0:
+        raise InputError(
+            f"data.batch_size must be at most the number of training images, {len(dataset.train.labels)}, with "
+            f"data.sampler={data.sampler}, got {data.batch_size}."
+        )
+    print(
+        f"Data: {data.name}, {len(dataset.train.labels):,} training and {len(dataset.test.labels):,} test images, "
+        f"{len(dataset.class_names)} classes",
+        flush=True,
+    )
+    return dataset
+
+
+def build(config: ml_collections.ConfigDict, dataset: Dataset) -> Experiment:
+    """Network, optimizer, transforms, data on the device and a fresh state, from a config that was validated."""
+    data, norm, optimizer, schedule = config.data, config.norm, config.optimizer, config.schedule
+    rule = RULES[norm.rule]
+    model = create_model(
+        config.model.name,
+        norm_rule=rule() if norm.momentum is None else rule(norm.momentum),
+        num_classes=len(dataset.class_names),
+        stages=tuple(tuple(widths) for widths in config.model.stages),
+        epsilon=norm.epsilon,
+        init_name=config.model.init,
+        dtype=jnp.dtype(config.dtype),
+    )
+    rates = schedules.learning_rates(
+        schedule.name, lr=optimizer.lr, epochs=config.train.epochs, step_size=schedule.step_size,
+        gamma=schedule.gamma, t_max=schedule.t_max, calls_per_epoch=schedule.calls_per_epoch,
+    )  # fmt: skip
+    lr = schedules.by_step(
+        rates, steps_per_epoch=steps_per_epoch(len(dataset.train.labels), data.batch_size, data.sampler)
+    )
+    if optimizer.name == "sgd":
+        tx = optimizers.sgd(lr, momentum=optimizer.momentum, weight_decay=optimizer.weight_decay)
+    else:
+        tx = optimizers.adam(
+            lr, b1=optimizer.b1, b2=optimizer.b2, eps=optimizer.eps, weight_decay=optimizer.weight_decay
+        )
+    init_key, step_key, order_key = jax.random.split(jax.random.key(config.seed), 3)
+    state = create_state(model, tx, init_key=init_key, key=step_key, image_size=data.image_size)
+    n_train = len(dataset.train.labels)
+    if config.rng == "torch":
+        state = state.replace(params=jax.device_put(torch_random.draw_params(config.seed, state.params)))
+        epochs = torch_random.Epochs(
+            config.seed, n_train, flips=data.augment == "flip", draws_before=torch_random.count_draws(state.params)
+        )
+
+        def draw_epoch(epoch):
+            return jax.device_put(epochs.draw(epoch))
+    else:
+
+        def draw_epoch(epoch):
+            # The epoch's number is all that an epoch takes from the host.
+            return epoch_order(order_key, jax.device_put(np.int32(epoch)), n_train), None
+
+    return Experiment(
+        model=model,
+        tx=tx,
+        transform=Transform(data.image_size, data.augment, data.normalize),
+        rates=rates,
+        train=jax.device_put(dataset.train),
+        test=jax.device_put(dataset.test),
+        batch_size=data.batch_size,
+        eval_batch_size=data.eval_batch_size,
+        sampler=data.sampler,
+        draw_epoch=draw_epoch,
+        state=state,
+    )
