@@ -15,6 +15,7 @@ from test_train import saved
 
 from cifar_jax import train
 from cifar_jax.errors import InputError
+from cifar_jax.experiment import build, prepare
 from cifar_jax.parity.__main__ import main
 from cifar_jax.parity.command_line import parse
 from cifar_jax.parity.state_dict import from_state_dict, to_state_dict
@@ -110,7 +111,7 @@ class Program:
 def run_of(folder, overrides):
     """The state of the run in a folder, and what builds it."""
     _, config = parse(list(overrides))
-    experiment = train.build(config, train.prepare(config, folder))
+    experiment = build(config, prepare(config, folder))
     return saved(folder, experiment.state)[0], experiment
 
 
@@ -165,7 +166,7 @@ def test_the_optimizer_goes_on_as_in_pytorch(torch, dataset, tmp_path, rng, run)
 
 def logits_of(run, config):
     """Those that the newest checkpoint of a run gives for the test images, and the images as it saw them."""
-    experiment = train.build(config, train.prepare(config, run))
+    experiment = build(config, prepare(config, run))
     variables = jax.device_put(
         {name: getattr(saved(run, experiment.state)[0], name) for name in ("params", "batch_stats")}
     )
