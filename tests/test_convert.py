@@ -217,7 +217,8 @@ def test_a_network_alone_goes_there_and_back(torch, safetensors, dataset, tmp_pa
 
 def test_half_a_run_in_pytorch_continued_here_is_the_whole_run(torch, dataset, tmp_path, monkeypatch):
     """The example's program. 1e-10: double precision over 25 steps."""
-    pytorch_program = pytest.importorskip("examples.pytorch_program")
+    from examples import pytorch_program
+
     monkeypatch.setattr(pytorch_program, "load_dataset", lambda name: dataset)
     options = {"batch_size": 16, "widths": (4, 4, 4, 4, 8, 8), "dtype": torch.float64}
     half, whole, continued = (tmp_path / f"{name}.pt" for name in ("half", "whole", "continued"))
