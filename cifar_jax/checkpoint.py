@@ -23,9 +23,10 @@ class _NewestAndBest(checkpoint_managers.PreservationPolicy):
         return [checkpoint.step in (newest, best) for checkpoint in checkpoints]
 
 
-def _best(metrics: Mapping[int, Mapping | None]) -> int | None:
+def _best(metrics: Mapping[int, Mapping]) -> int | None:
     """The epoch of the highest test accuracy, of equals the first; None where no epoch was measured."""
-    measured = {epoch: row["test_accuracy"] for epoch, row in metrics.items() if row}
+    measured = {epoch: row["test_accuracy"] for epoch, row in metrics.items()}
+    measured = {epoch: accuracy for epoch, accuracy in measured.items() if accuracy is not None}
     return max(measured, key=lambda epoch: (measured[epoch], -epoch), default=None)
 
 
@@ -65,7 +66,7 @@ class Checkpoints:
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(_storable(state)), history=ocp.args.JsonSave(history)
             ),
-            metrics={"test_accuracy": history[-1]["test_accuracy"]} if history else None,
+            metrics={"test_accuracy": history[-1]["test_accuracy"] if history else None},
         )  # fmt: skip
 
     def restore(self, epoch: int, like: TrainState) -> tuple[TrainState, list[dict]]:

@@ -135,9 +135,10 @@ class Epochs(NamedTuple):
 
         Source: torch.utils.data.DataLoader, RandomSampler; torchvision's RandomHorizontalFlip, `torch.rand(1) < 0.5`.
         """
-        seeds = 3  # of the training loader's workers, the sampler, and the test loader's workers: two outputs each
+        # Seeds of the training loader's workers, of its sampler and of the test loader's workers, two outputs each.
+        draws_each = 3 * 2 + (self.n if self.flips else 0)
         generator = Generator(self.seed)
-        generator.skip(self.draws_before + epoch * (2 * seeds + (self.n if self.flips else 0)))
+        generator.skip(self.draws_before + epoch * draws_each)
         generator.integer()  # a loader draws its workers' seed first, also where it has no workers
         order = Generator(generator.integer()).permutation(self.n)
         return order, generator.rand(self.n) < 0.5 if self.flips else None

@@ -1,4 +1,4 @@
-"""A plain PyTorch program: the quickstart's run, saved as PyTorch programs save theirs. Nothing in it knows JAX.
+"""A plain PyTorch program: the quickstart's run, saved as PyTorch programs save theirs; only the images are ours.
 
 It trains 2 of the 5 epochs; the rest is trained in JAX, and PyTorch takes the result back:
 

@@ -13,6 +13,7 @@ from test_train import config, dataset, saved, stop_in_epoch, timeless  # noqa: 
 
 from cifar_jax import train
 from cifar_jax.batch_norm import torch_rule
+from cifar_jax.experiment import build
 from cifar_jax.interrupt import Interrupted
 from cifar_jax.models import NETWORKS, create_model
 from cifar_jax.torch_random import Epochs, Generator, count_draws, draw_params
@@ -195,8 +196,8 @@ def test_thirty_epochs_cost_little():
 
 
 def test_a_run_starts_from_the_drawn_weights_and_resumes_bit_for_bit(dataset, config, tmp_path):  # noqa: F811
-    config.rng, config.seed = "torch", 7
-    experiment = train.build(config, dataset)
+    config.rng, config.seed, config.optimizer.name = "torch", 7, "sgd"
+    experiment = build(config, dataset)
     params = jax.device_get(experiment.state.params)
     jax.tree.map(np.testing.assert_array_equal, params, draw_params(7, params))
     order, flips = experiment.draw_epoch(2)

@@ -30,11 +30,11 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from cifar_jax import train
 from cifar_jax.checkpoint import Checkpoints
 from cifar_jax.config import validate
 from cifar_jax.data.order import steps_per_epoch
 from cifar_jax.errors import InputError
+from cifar_jax.experiment import Experiment, build, prepare
 from cifar_jax.parity.command_line import parse
 from cifar_jax.parity.optimizer_state import (
     check_options,
@@ -91,8 +91,8 @@ def file_to_run(source: Path, target: Path, config: ml_collections.ConfigDict) -
     saved = split(read_file(source), str(source))
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"OUT must be a new or empty folder, got {str(target)!r}.")
-    dataset = train.prepare(config, target)
-    state, epoch = to_state(saved, config, train.build(config, dataset), str(source))
+    dataset = prepare(config, target)
+    state, epoch = to_state(saved, config, build(config, dataset), str(source))
     write_config(target, config)
     checkpoints = Checkpoints(target / "checkpoints")
     checkpoints.save(epoch, state, [])
@@ -111,7 +111,7 @@ def run_to_file(source: Path, target: Path) -> int:
     if target.exists() or not target.absolute().parent.is_dir():
         raise InputError(f"OUT must be a new file in a folder that exists, got {str(target)!r}.")
     config = read_config(source)
-    experiment = train.build(config, train.prepare(config, source))
+    experiment = build(config, prepare(config, source))
     checkpoints = Checkpoints(source / "checkpoints")
     epoch = checkpoints.newest()
     if epoch is None:
@@ -151,7 +151,7 @@ def _is_state_dict(value: Any) -> bool:
 
 
 def to_state(
-    saved: Saved, config: ml_collections.ConfigDict, experiment: train.Experiment, source: str
+    saved: Saved, config: ml_collections.ConfigDict, experiment: Experiment, source: str
 ) -> tuple[TrainState, int]:
     """The state that a file holds, and the epoch after which it stands.
 

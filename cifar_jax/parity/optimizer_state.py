@@ -72,14 +72,14 @@ def from_torch(saved: dict[str, Any], opt_state, params, source: str):
     if "step" in expected:
         counts = {part["step"].item() if part["step"].ndim == 0 else None for part in by_parameter.values()}
         count = counts.pop()
-        if counts or count is None or count != int(count) or count < 0:
+        if counts or count is None or not float(count).is_integer() or count < 0:
             raise InputError(f"{source} must hold one step for all parameters in its optimizer, a whole number.")
         opt_state = _replace(opt_state, kind, count=int(count))
     return opt_state
 
 
 def to_torch(state: TrainState, epoch: int, config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """ "optimizer", "scheduler" (unless constant) and "epoch" as a PyTorch program saves them after this epoch."""
+    """What a PyTorch program saves after this epoch as optimizer, scheduler (unless it is constant) and epoch."""
     import torch
 
     from cifar_jax.parity import twin

@@ -23,19 +23,20 @@ def read_file(path: Path) -> Any:
     Raises:
       InputError: it is not there, damaged, of another kind, or cannot be read without running code in it.
     """
+    expected = f"IN must be a file of weights that PyTorch or safetensors wrote, got {str(path)!r}"
+    if not path.is_file():
+        raise InputError(f"{expected}, which {'is a folder' if path.exists() else 'does not exist'}.")
     try:
         if path.suffix == ".safetensors":
             return _safetensors().load_file(path)
         return _to_numpy(_load(path), path)
     except (InputError, ImportError):
         raise
-    except FileNotFoundError:
-        reason = "which does not exist"
     except Exception as error:  # the readers raise whatever the bytes lead them to
         reason = f"which cannot be read ({type(error).__name__}): it is damaged or no such file"
-        if code := re.search(r"Unsupported (?:global: GLOBAL|class) ([\w.]+)", str(error)):
+        if code := re.search(r"nsupported (?:global: )?(?:GLOBAL|class) ([\w.]+)", str(error)):
             reason = f"which asks for {code[1]}, and only tensors and plain numbers are loaded, never code"
-    raise InputError(f"IN must be a file of weights that PyTorch or safetensors wrote, got {str(path)!r}, {reason}.")
+    raise InputError(f"{expected}, {reason}.")
 
 
 def write_file(path: Path, content: dict[str, Any]) -> None:
@@ -76,7 +77,7 @@ def _to_numpy(value: Any, path: Path) -> Any:
         if value.layout != torch.strided or value.is_quantized or value.dtype == torch.bfloat16:
             kind = "bfloat16" if value.dtype == torch.bfloat16 else f"{value.dtype} {value.layout}"
             raise InputError(f"IN must hold plain tensors of a type that NumPy has, got {kind} in {str(path)!r}.")
-        return np.array(value.detach())
+        return value.detach().numpy().copy(order="C")
     if isinstance(value, dict):
         return {key: _to_numpy(inner, path) for key, inner in value.items()}
     if isinstance(value, list | tuple):
