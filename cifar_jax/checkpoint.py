@@ -48,6 +48,7 @@ class Checkpoints:
                 preservation_policy=_NewestAndBest(),
                 best_fn=lambda metrics: metrics["test_accuracy"],
                 keep_checkpoints_without_metrics=True,
+                cleanup_tmp_directories=True,  # by a run that was killed while it saved
             ),
         )
 

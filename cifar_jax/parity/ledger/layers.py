@@ -132,6 +132,20 @@ def _pool_size() -> Measurement:
     return compare(torch.nn.MaxPool2d(2)(nchw(x)).shape[2], ours, nn.max_pool(x, (2, 2)).shape[1])
 
 
+def _pool_ties() -> Measurement:
+    """Gradient of a weighted sum of maxima by a map of zeros and ones, where most windows hold equals."""
+    rng = np.random.default_rng(5)
+    x, weights = rng.integers(0, 2, (4, 8, 8, 3)).astype(np.float32), rng.normal(size=(4, 4, 4, 3)).astype(np.float32)
+
+    def gradient(pool):
+        return jax.jit(jax.grad(lambda x: jnp.sum(pool(x) * weights)))(jnp.asarray(x))
+
+    its_x = nchw(x).requires_grad_()
+    (torch.nn.functional.max_pool2d(its_x, 2) * nchw(weights)).sum().backward()
+    naive = gradient(lambda x: x.reshape(4, 4, 2, 4, 2, 3).max((2, 4)))
+    return compare(nhwc(its_x.grad), gradient(layers.max_pool), naive)
+
+
 def _black_image() -> Measurement:
     """Gradient of the sum of logits by BatchNorm's bias on a black image, where every activation is exactly 0."""
     x = np.zeros((1, 8, 8, 3), np.float32)
@@ -243,10 +257,24 @@ ROWS = (
         compared="height of 32x32 maps after a 2x2 max pool",
         explanation="PyTorch's stride is the window unless one is given; that of nn.max_pool is 1.",
         wrong="nn.max_pool(x, (2, 2))",
-        right="nn.max_pool(x, (2, 2), strides=(2, 2))",
+        right="max_pool(x)  # cifar_jax.layers; or nn.max_pool(x, (2, 2), strides=(2, 2))",
         tolerance=0,
         reason="a whole number",
         run=_pool_size,
+    ),
+    Row(
+        id="L4T",
+        title="Max pool's gradient at ties",
+        compared="gradient of 2x2 maxima over zeros and ones",
+        explanation=(
+            "Of equal values PyTorch gives the gradient to the first, and so does nn.max_pool. The faster pool by reshape "
+            "and max shares it between them, so dead channels and borders get gradients that PyTorch does not give."
+        ),
+        wrong="x.reshape(n, h // 2, 2, w // 2, 2, c).max((2, 4))",
+        right="max_pool(x)  # cifar_jax.layers",
+        tolerance=0,
+        reason="the same numbers in the same places",
+        run=_pool_ties,
     ),
     Row(
         id="L5",
