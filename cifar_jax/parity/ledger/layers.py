@@ -267,8 +267,8 @@ ROWS = (
         title="Max pool's gradient at ties",
         compared="gradient of 2x2 maxima over zeros and ones",
         explanation=(
-            "Of equal values PyTorch gives the gradient to the first, and so does nn.max_pool. The faster pool by reshape "
-            "and max shares it between them, so dead channels and borders get gradients that PyTorch does not give."
+            "Of equal values PyTorch gives the gradient to the first, and so does nn.max_pool. The faster pool by "
+            "reshape and max shares it between them, so values get gradients that PyTorch does not give."
         ),
         wrong="x.reshape(n, h // 2, 2, w // 2, 2, c).max((2, 4))",
         right="max_pool(x)  # cifar_jax.layers",
