@@ -20,7 +20,7 @@ QUANTITIES = (
 )  # fmt: skip
 
 # Double precision, runs left to themselves. Rounding came to at most 3e-11 over ten steps of ten runs (a small
-# tensor's gradient, over its largest value; losses and logits stay below 5e-12). A difference in meaning lies far above
+# tensor's value over its largest; losses and logits stay below 5e-12). A difference in meaning lies far above
 # 1e-10: a learning rate rounded to float32, the smallest of them, costs 1.5e-8 of the rate.
 FLOAT64 = dict.fromkeys(QUANTITIES, 1e-10)
 
