@@ -1,6 +1,7 @@
 """Lockstep runs that agree, and faults planted in our side that must be found and named."""
 
 import functools
+import importlib
 import json
 import sys
 
@@ -10,11 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import ROOT
+from conftest import REAL_DATA, ROOT
+from test_config import LECTURE
 
 from cifar_jax import experiment, optimizers, phases, schedules, steps
 from cifar_jax.batch_norm import BatchNormRule, BatchStats, normalize, torch_rule, update_stats
-from cifar_jax.data.dataset import Dataset, Split
+from cifar_jax.data import load_dataset
+from cifar_jax.data.dataset import Dataset, Split, take
 from cifar_jax.layers import BatchNorm
 from cifar_jax.models import NETWORKS, create_model
 from cifar_jax.parity.__main__ import main
@@ -121,6 +124,30 @@ def quick():
 
 
 # --- Runs that agree ---
+
+
+@pytest.mark.parametrize("name", LECTURE)
+def test_the_lectures_configs_agree(torch, double, name):
+    """Nine configs with narrower networks, on real images where there are any; the second epoch has its own rate."""
+    from cifar_jax.parity import lockstep
+
+    config = importlib.import_module(f"configs.{name}").get_config()
+    widths = NETWORKS[config.model.name]
+    config.model.stages = tuple(tuple(width // 16 for width in stage) for stage in widths)
+    config.dtype, config.data.batch_size, config.train.epochs = "float64", 12, 4
+    if REAL_DATA.is_dir():
+        config.data.dir = str(REAL_DATA)
+    else:
+        config.data.name = "shapes"
+    if config.schedule.name == "step":
+        config.schedule.step_size = 1
+    jax.config.update("jax_enable_x64", True)
+    images = take(load_dataset(config.data.name, config.data.dir), 30, 2)
+    report = lockstep.run(lockstep.build(config, images), steps=5)
+    assert report.outside is None, (report.outside, report.record.largest())
+    assert [step.images for step in report.record.steps] == [12, 12, 6, 12, 12]
+    rates = [step.lr for step in report.record.steps]
+    assert (rates[0] == rates[3]) == (config.schedule.name == "constant")
 
 
 @pytest.mark.parametrize(
