@@ -8,7 +8,6 @@ two correct runs part within a few dozen steps, so each step starts from torch's
 """
 
 import json
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -168,7 +167,7 @@ def main(argv: list[str]) -> int:
     jax.config.update("jax_enable_x64", config.dtype == "float64")
     # The CPU unless another is insisted on: an accelerator's float32 convolutions are rounder than float32.
     select_devices("cpu" if config.platform == "auto" else config.platform)
-    origin = {**provenance(), "command": shlex.join(["python", "-m", "cifar_jax.parity", "lockstep", *argv])}
+    origin = provenance()
     data = config.data
     dataset = take(load_dataset(data.name, data.dir), data.limit_train, data.limit_test)
     if steps_per_epoch(len(dataset.train.labels), data.batch_size, data.sampler) == 0:

@@ -3,7 +3,6 @@
 import argparse
 import json
 import platform
-import shlex
 from pathlib import Path
 
 import torch
@@ -58,7 +57,6 @@ def main(argv: list[str]) -> int:
     select_devices("cpu")  # the sides are compared where all of them compute alike
     torch.set_num_threads(1)
     origin = provenance()
-    origin["command"] = shlex.join(["python", "-m", "cifar_jax.parity", *argv])
     origin["versions"]["torch"] = torch.__version__
     print(run.header())
     outcomes = []
