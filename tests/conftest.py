@@ -1,4 +1,4 @@
-"""Strictness for all tests: shapes are checked at run time, ranks are never promoted, warnings are errors."""
+"""Strictness for all tests: shapes are checked at run time, and ranks are never promoted."""
 
 import os
 from pathlib import Path
