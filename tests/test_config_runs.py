@@ -21,6 +21,7 @@ def test_the_cifar10_program_from_its_archive_on(server, tmp_path, rng, monkeypa
     assert server.offsets == [0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shuffled", "low", "high"), [(False, 5, 100), (True, 0, 2.5)])
 def test_shuffled_labels_teach_nothing(tmp_path, monkeypatch, shuffled, low, high):
     """Else the test labels would leak. Chance is 1 %; five deviations of 2,000 guesses are 1.1."""

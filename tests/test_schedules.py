@@ -48,6 +48,7 @@ def test_every_epoch_has_torchs_rate(torch, name, calls_per_epoch):
     np.testing.assert_allclose(our_rates(name, calls_per_epoch), expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_every_step_has_torchs_rate(torch, x64):
     """All cases, 30 epochs of each number of steps from 1 to 1000, under jit, in double precision."""
     rates = np.stack([our_rates(*case) for case in CASES], axis=1)

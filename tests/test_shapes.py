@@ -56,6 +56,7 @@ def test_patterns_differ(shapes):
     assert len(drawn) == 5
 
 
+@pytest.mark.slow
 def test_a_linear_classifier_stays_under_40_percent(shapes):
     """Softmax regression on pixels, by Adam until it fits the training images well, at its best on the test set."""
     x, y = (jnp.asarray(a) for a in shapes.train)
