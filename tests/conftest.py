@@ -24,7 +24,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 REAL_DATA = ROOT.parent / "shared" / "tfds"
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def torch():
     """PyTorch, the oracle. Without it a test is skipped by name, or fails where CIFAR_JAX_REQUIRE_TORCH is set."""
     try:

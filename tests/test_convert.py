@@ -328,8 +328,7 @@ def test_a_file_that_does_not_fit_ends_in_one_sentence(
 
 
 @pytest.fixture(scope="module")
-def content():
-    torch = pytest.importorskip("torch")
+def content(torch):
     return Program(torch).content()
 
 

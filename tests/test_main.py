@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -77,6 +78,9 @@ def test_evaluate_reads_the_run_it_is_given(tmp_path):
     history = rows(tmp_path / "run")
     code, out, err = finish(start(*command, "--mode=evaluate"))
     assert (code, err) == (0, "")
+    (begun,) = [json.loads(line) for line in (tmp_path / "run" / "starts.jsonl").read_text().splitlines()]
+    assert begun["command"] == shlex.join(["python", "main.py", *command])
+    assert begun["hardware"]["devices"] == ["cpu"]
     assert f"newest epoch 2: test loss {history[1]['test_loss']:.4f}, test accuracy" in out
     assert "(100 images)" in out
 
