@@ -28,14 +28,6 @@ class Predictions(NamedTuple):
     label_probabilities: np.ndarray
 
 
-class Spread(NamedTuple):
-    """Mean, sample deviation and number of values; the deviation of a single value is None, and so is an empty mean."""
-
-    mean: float | None
-    deviation: float | None
-    count: int
-
-
 class Calibration(NamedTuple):
     """Images by the confidence of their answer, in bins of equal width from 0 to 1; empty bins hold NaN.
 
@@ -76,15 +68,6 @@ def from_probabilities(epoch: int, labels: np.ndarray, probabilities: np.ndarray
         probabilities=np.take_along_axis(probabilities, classes, axis=1),
         label_probabilities=probabilities[rows, labels],
     )
-
-
-def spread(values: Sequence[float]) -> Spread:
-    """Mean and deviation (n - 1 in the denominator) of some values, such as a recipe's seeds."""
-    if not len(values):
-        return Spread(None, None, 0)
-    return Spread(
-        float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None, len(values)
-    )  # fmt: skip
 
 
 def accuracy(predictions: Predictions, *, top: int = 1) -> float:
