@@ -12,7 +12,7 @@ import numpy as np
 import vl_convert
 
 from cifar_jax.report.analysis import Analysis
-from cifar_jax.report.recipes import PHASES, Recipe
+from cifar_jax.report.recipes import PHASES, SEPARATOR, Recipe
 from cifar_jax.report.wording import plain, spread
 
 # Okabe and Ito's hues, which colour-blind readers can tell apart, as dark as the page's light ground asks for, and
@@ -21,25 +21,32 @@ SERIES = (("#0072b2", "#56b4e9"), ("#d55e00", "#ff8f3f"), ("#007f5f", "#2fc79b")
 SERIES += (("#8a6d00", "#f0c63c"), ("#555555", "#bbbbbb"))
 _LIGHT = {"var(--text)": "#1b1b1b", "var(--page)": "#ffffff", "var(--line)": "#d4d4cf", "var(--dim)": "#5c5c58"}
 _LIGHT |= {f"var(--series{i})": light for i, (light, _) in enumerate(SERIES)}
+# Beside long labels a phone has no room for a legend in one row.
+_COLUMN = alt.Legend(columns=1)
+# A recipe's network above its name, so that a phone has room for more than the labels.
+_TWO_LINES = alt.Axis(labelExpr=f"split(datum.label, '{SEPARATOR}')")
 _COLORS = [f"var(--series{i})" for i in range(len(SERIES))]
 _SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down"]
+_BAR = "M-0.25,-1H0.25V1H-0.25Z"
 _DASHES = [[1, 0], [7, 3], [2, 2], [8, 3, 2, 3], [12, 3], [4, 4]]
 _CONFIG = {
     "background": "var(--page)", "font": "system-ui, sans-serif", "padding": 4, "view": {"stroke": None},
     "axis": {
         "labelColor": "var(--text)", "titleColor": "var(--text)", "gridColor": "var(--line)", "gridOpacity": 0.7,
         "domainColor": "var(--dim)", "tickColor": "var(--dim)", "labelFontSize": 12, "titleFontSize": 12,
-        "titleFontWeight": "normal", "labelLimit": 190,
+        "titleFontWeight": "normal", "labelLimit": 230,
     },
     "legend": {
         "orient": "bottom", "labelColor": "var(--text)", "labelFontSize": 12, "labelLimit": 320, "symbolStrokeWidth": 2,
-        "symbolOpacity": 1,
+        "symbolOpacity": 1, "layout": {"bottom": {"direction": "vertical", "anchor": "start"}},
     },
     "title": {"color": "var(--text)", "subtitleColor": "var(--dim)"},
 }  # fmt: skip
 # The parameter that chooses the recipe of a chart; the page sets it.
 CHOSEN = "chosen"
-# Epochs from one marker to the next.
+# Pixels from one label to the next.
+_ROW, _SMALL_ROW = 36, 20
+# Epochs from one marker to the next; the last epoch has one too.
 _MARK_EVERY = 5
 
 
@@ -73,9 +80,13 @@ def results(cells: Sequence[tuple[Recipe, dict]]) -> Chart:
                 "low": _round(stat["mean"] - sd), "high": _round(stat["mean"] + sd),
             })  # fmt: skip
     what = ["one seed", "mean, deviation", "lecture"]
-    color = alt.Color("what:N", title=None, scale=alt.Scale(domain=what, range=[_COLORS[0], _COLORS[0], _COLORS[1]]))
-    shape = alt.Shape("what:N", title=None, scale=alt.Scale(domain=what, range=["circle", "stroke", "diamond"]))
-    y = alt.Y("recipe:N", title=None, sort=[recipe.title for recipe, _ in cells])
+    color = alt.Color(
+        "what:N", title=None, legend=_COLUMN, scale=alt.Scale(domain=what, range=[_COLORS[0], _COLORS[0], _COLORS[1]])
+    )
+    shape = alt.Shape(
+        "what:N", title=None, legend=_COLUMN, scale=alt.Scale(domain=what, range=["circle", _BAR, "diamond"])
+    )
+    y = alt.Y("recipe:N", title=None, sort=[recipe.title for recipe, _ in cells], axis=_TWO_LINES)
     axis = {"title": "Maximum test accuracy (%)", "scale": alt.Scale(zero=False, nice=True)}
     x = alt.X("accuracy:Q", **axis)
     tip = [alt.Tooltip("recipe:N", title="recipe"), alt.Tooltip("accuracy:Q", title="accuracy (%)", format=".2f")]
@@ -99,7 +110,7 @@ def results(cells: Sequence[tuple[Recipe, dict]]) -> Chart:
     )
     return Chart(
         "results", "Maximum test accuracy", f"Maximum test accuracy in percent. {sentence}.",
-        alt.layer(*layers).properties(height=alt.Step(26)),
+        alt.layer(*layers).properties(height=_ROW * len(cells)),
     )  # fmt: skip
 
 
@@ -113,10 +124,10 @@ def norm_rules(cells: Sequence[tuple[Recipe, dict]]) -> Chart:
                 row = {"recipe": recipe.title, "rule": rule, "accuracy": _round(stat["mean"]), "text": spread(stat)}
                 rows.append(row)
     chart = alt.Chart(_data(rows)).mark_point(filled=True, size=70, opacity=0.85).encode(
-        y=alt.Y("recipe:N", title=None, sort=[recipe.title for recipe, _ in cells]),
-        x=alt.X("accuracy:Q", title="Test accuracy after the last epoch (%)", scale=alt.Scale(zero=False, nice=True)),
-        color=alt.Color("rule:N", title=None, scale=_scale(names, _COLORS)),
-        shape=alt.Shape("rule:N", title=None, scale=_scale(names, _SHAPES)),
+        y=alt.Y("recipe:N", title=None, sort=[recipe.title for recipe, _ in cells], axis=_TWO_LINES),
+        x=alt.X("accuracy:Q", title="Test accuracy, last epoch (%)", scale=alt.Scale(zero=False, nice=True)),
+        color=alt.Color("rule:N", title=None, legend=_COLUMN, scale=_scale(names, _COLORS)),
+        shape=alt.Shape("rule:N", title=None, legend=_COLUMN, scale=_scale(names, _SHAPES)),
         tooltip=[
             alt.Tooltip("recipe:N", title="recipe"), alt.Tooltip("rule:N", title="rule"),
             alt.Tooltip("text:N", title="accuracy (%)"),
@@ -125,14 +136,17 @@ def norm_rules(cells: Sequence[tuple[Recipe, dict]]) -> Chart:
     sentence = "; ".join(f"{row['recipe']} by {row['rule']}'s rule: {row['text']}" for row in rows)
     return Chart(
         "norm-rules", "BatchNorm's running averages by three rules",
-        f"Test accuracy in percent after the last epoch. {sentence}.", chart.properties(height=alt.Step(26)),
+        f"Test accuracy in percent after the last epoch. {sentence}.", chart.properties(height=_ROW * len({row["recipe"] for row in rows})),
     )  # fmt: skip
 
 
-def curves(network: str, curves: dict[str, dict[str, list]], *, quantity: str, title: str, id: str) -> Chart:
+def curves(
+    network: str, curves: dict[str, dict[str, list]], *, quantity: str, title: str, id: str, styles: Sequence[str]
+) -> Chart:
     """Mean and deviation by epoch, both phases, of the recipes of one network.
 
-    `curves` has, of each recipe's name and each phase, pairs of epoch and statistic.
+    `curves` has, of each recipe's name and each phase, pairs of epoch and statistic. `styles` are the names of all
+    networks' recipes, so that one looks the same in all their charts.
     """
     names = list(curves)
     rows, tips = [], {}
@@ -142,12 +156,14 @@ def curves(network: str, curves: dict[str, dict[str, list]], *, quantity: str, t
                 sd = stat["sd"] or 0.0
                 row = {"recipe": name, "phase": phase, "epoch": epoch, "mean": _round(stat["mean"])}
                 row |= {"low": _round(stat["mean"] - sd), "high": _round(stat["mean"] + sd)}
-                rows.append(row | ({"mark": True} if epoch % _MARK_EVERY == 0 else {}))
+                marked = epoch % _MARK_EVERY == 0 or epoch == phases[phase][-1][0]
+                rows.append(row | ({"mark": True} if marked else {}))
                 tips.setdefault(epoch, {"epoch": epoch})[f"v{i}{j}"] = spread(stat)
     x = alt.X("epoch:Q", title="Epoch", axis=alt.Axis(tickMinStep=1, format="d"), scale=alt.Scale(nice=False))
     y = alt.Y("mean:Q", title=title, scale=alt.Scale(zero=False))
-    color = alt.Color("recipe:N", title=None, scale=_scale(names, _COLORS))
-    shape = alt.Shape("recipe:N", title=None, scale=_scale(names, _SHAPES))
+    places = [list(styles).index(name) for name in names]
+    color = alt.Color("recipe:N", title=None, scale=_scale(names, _COLORS, places))
+    shape = alt.Shape("recipe:N", title=None, scale=_scale(names, _SHAPES, places))
     line = alt.Legend(symbolStrokeColor="var(--text)", symbolSize=500)
     dash = alt.StrokeDash("phase:N", title=None, scale=_scale(PHASES, _DASHES), legend=line)
     base = alt.Chart(_data(rows))
@@ -186,7 +202,9 @@ def learning_rates(rates: dict[str, list[tuple[int, float]]]) -> Chart:
     """The learning rate of each epoch, by the name of the recipes that share it."""
     names = list(rates)
     rows = [{"recipe": name, "epoch": epoch, "lr": lr} for name, pairs in rates.items() for epoch, lr in pairs]
-    color = alt.Color("recipe:N", title=None, scale=_scale(names, _COLORS), legend=alt.Legend(columns=1, symbolSize=500))
+    color = alt.Color(
+        "recipe:N", title=None, scale=_scale(names, _COLORS), legend=alt.Legend(columns=1, symbolSize=500)
+    )
     dash = alt.StrokeDash("recipe:N", title=None, scale=_scale(names, _DASHES))
     x = alt.X("epoch:Q", title="Epoch", axis=alt.Axis(tickMinStep=1, format="d"), scale=alt.Scale(nice=False))
     tooltip = [alt.Tooltip("recipe:N", title="recipe"), alt.Tooltip("epoch:Q"), alt.Tooltip("lr:Q", format=".4g")]
@@ -219,7 +237,10 @@ def groups(analyses: dict[str, Analysis], chosen: str) -> Chart:
     for row in means:
         order.setdefault(row["group"], []).append(row["accuracy"])
     # One order for all recipes, so that a group stays in its place when another is chosen.
-    y = alt.Y("group:N", title=None, sort=sorted(order, key=lambda group: -float(np.mean(order[group]))))
+    y = alt.Y(
+        "group:N", title=None, sort=sorted(order, key=lambda group: -float(np.mean(order[group]))),
+        axis=alt.Axis(labelFontSize=11),
+    )  # fmt: skip
     x = alt.X("accuracy:Q", title="Test accuracy (%)", scale=alt.Scale(domain=[0, 100]))
     group_tip, value_tip = alt.Tooltip("group:N", title="group"), alt.Tooltip("text:N", title="accuracy (%)")
     chart = alt.layer(
@@ -233,38 +254,43 @@ def groups(analyses: dict[str, Analysis], chosen: str) -> Chart:
     return Chart(
         "classes", "Test accuracy by class", "Test accuracy of every class (dots) and of each superclass (bars), of the "
         "recipe that is chosen; the table below has all values.",
-        _with_choice(chart, chosen).properties(height=alt.Step(20)),
+        _with_choice(chart, chosen).properties(height=_SMALL_ROW * len(order)),
     )  # fmt: skip
 
 
 def confusion(analyses: dict[str, Analysis], chosen: str) -> Chart:
     """Answered group by true group, percent of the row, of the chosen recipe."""
     rows = [
-        {"config": config, "true": plain(true), "answer": plain(answer), "percent": _round(value, 1)}
-        for config, analysis in analyses.items()
-        for true, line in zip(analysis.group_names, analysis.confusion, strict=True)
-        for answer, value in zip(analysis.group_names, line, strict=True)
+        {
+            "config": config, "answer": answer, "percent": _round(value, 1), "right": plain(names[true]),
+            "answered": plain(names[answer - 1]), "true": f"{true + 1} {plain(names[true])}",
+        }
+        for config, analysis in analyses.items() for names in [analysis.group_names]
+        for true, line in enumerate(analysis.confusion)
+        for answer, value in enumerate(line, 1)
         if value >= 0.05  # NaN, a row without images, is not
-    ]
-    names = list(dict.fromkeys(plain(name) for analysis in analyses.values() for name in analysis.group_names))
-    axis = alt.Axis(labelLimit=190, grid=False)
+    ]  # fmt: skip
+    order = list(dict.fromkeys(
+        f"{i} {plain(name)}" for analysis in analyses.values() for i, name in enumerate(analysis.group_names, 1)
+    ))  # fmt: skip
+    columns = alt.Axis(labelAngle=0, labelOverlap=True, labelFontSize=10, grid=False)
     # The chart's colour shines through less where the share is small; the root makes rare confusions visible.
     opacity = alt.FillOpacity(
         "percent:Q", title=None, legend=None, scale=alt.Scale(type="sqrt", domain=[0, 100], range=[0, 1])
     )
     chart = _only_chosen(rows).mark_rect(fill=_COLORS[0], stroke="var(--line)", strokeWidth=0.5).encode(
-        x=alt.X("answer:N", title="Answered", sort=names, axis=alt.Axis(labelLimit=190, grid=False, labelAngle=-90)),
-        y=alt.Y("true:N", title="True", sort=names, axis=axis),
+        x=alt.X("answer:O", title="Answered, by number", axis=columns),
+        y=alt.Y("true:N", title="True", sort=order, axis=alt.Axis(grid=False, labelFontSize=11)),
         fillOpacity=opacity,
         tooltip=[
-            alt.Tooltip("true:N", title="true"), alt.Tooltip("answer:N", title="answered"),
+            alt.Tooltip("right:N", title="true"), alt.Tooltip("answered:N"),
             alt.Tooltip("percent:Q", title="% of the true ones", format=".1f"),
         ],
     )  # fmt: skip
     return Chart(
         "confusion", "Confusion by superclass", "How the images of each superclass are answered, in percent, of the "
         "recipe that is chosen; the tables below have all values.",
-        _with_choice(chart, chosen).properties(height=alt.Step(20)),
+        _with_choice(chart, chosen).properties(height=_SMALL_ROW * len(order)),
     )  # fmt: skip
 
 
@@ -309,7 +335,10 @@ def calibration(analyses: dict[str, Analysis], chosen: str) -> Chart:
 
 def for_page(chart: Chart) -> dict:
     """The Vega-Lite description that the page draws, as wide as its place."""
-    return chart.chart.properties(width="container", description=chart.alternative).to_dict() | {"config": _CONFIG}
+    fitted = chart.chart.properties(
+        width="container", autosize=alt.AutoSizeParams(type="fit-x", contains="padding"), description=chart.alternative
+    )  # fmt: skip
+    return fitted.to_dict() | {"config": _CONFIG}
 
 
 def bundle() -> str:
@@ -334,9 +363,10 @@ def _data(rows: list[dict]) -> alt.InlineData:
     return alt.InlineData(values=rows)
 
 
-def _scale(names: Sequence[str], values: Sequence) -> alt.Scale:
-    """One of `values` for each name, in order, and from the start again."""
-    return alt.Scale(domain=list(names), range=[values[i % len(values)] for i in range(len(names))])
+def _scale(names: Sequence[str], values: Sequence, places: Sequence[int] | None = None) -> alt.Scale:
+    """For each name the value at its place, in order unless given, and from the start again."""
+    places = range(len(names)) if places is None else places
+    return alt.Scale(domain=list(names), range=[values[place % len(values)] for place in places])
 
 
 def _only_chosen(rows: list[dict]) -> alt.Chart:

@@ -2,6 +2,7 @@
 
 import html
 import json
+import re
 from collections.abc import Sequence
 
 from cifar_jax.report import charts
@@ -17,10 +18,12 @@ def _variables(place: int) -> str:
     return " ".join(f"--series{i}: {colors[place]};" for i, colors in enumerate(charts.SERIES))
 
 
-_CSS = f"""
+_CSS = (
+    f"""
 :root {{ {_variables(0)} }}
 @media (prefers-color-scheme: dark) {{ :root {{ {_variables(1)} }} }}
-""" + """
+"""
+    + """
 body { max-width: 72rem; }
 p, dl { max-width: 46rem; } h3 { font-size: 1rem; margin: 1rem 0 0.5rem; }
 nav ul { display: flex; flex-wrap: wrap; gap: 0.2rem 1rem; padding: 0; list-style: none; }
@@ -32,18 +35,20 @@ figure { min-width: 0; }
 thead th { vertical-align: bottom; } td, tbody th { white-space: nowrap; } th.n { white-space: normal; }
 th, td { padding: 0.3rem 1rem 0.3rem 0; }
 tbody th:first-child { position: sticky; left: 0; background: var(--page); font-weight: normal; }
+@media (max-width: 40rem) { tbody th:first-child { white-space: normal; max-width: 7.5rem; } }
 abbr { text-decoration: none; }
 summary { cursor: pointer; padding: 0.3rem 0; color: var(--link); }
 summary:focus-visible, select:focus-visible { outline: 3px solid var(--link); outline-offset: 2px; }
+[hidden] { display: none !important; }
 .choice { position: sticky; top: 0; z-index: 2; background: var(--page); padding: 0.6rem 0; margin-top: 2.5rem;
   border-bottom: 1px solid var(--line); display: flex; flex-wrap: wrap; gap: 0.2rem 0.6rem; align-items: center; }
 .choice ~ section { scroll-margin-top: 5rem; }
 select { font: inherit; color: inherit; background: var(--soft); border: 1px solid var(--line); border-radius: 0.3rem;
   padding: 0.3rem; max-width: 100%; }
-.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: 1rem; padding: 0;
+.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: 1rem; padding: 0;
   list-style: none; }
 .pictures img { display: block; border-radius: 0.3rem; } .pictures span { display: block; line-height: 1.3; }
-.origin { grid-template-columns: 1fr; }
+.origin { grid-template-columns: minmax(0, 1fr); }
 #vg-tooltip-element { visibility: hidden; position: fixed; z-index: 9; padding: 0.4rem 0.6rem; pointer-events: none;
   font-size: 0.8rem; color: var(--text); background: var(--soft); border: 1px solid var(--line);
   border-radius: 0.3rem; }
@@ -52,6 +57,7 @@ select { font: inherit; color: inherit; background: var(--soft); border: 1px sol
 #vg-tooltip-element td { border: 0; padding: 0 0.3rem 0 0; white-space: normal; }
 #vg-tooltip-element td.key { color: var(--dim); text-align: right; } #vg-tooltip-element td.value { white-space: nowrap; }
 """
+)
 
 # Charts take the page's colours through CSS variables, which only an SVG resolves.
 _SCRIPT = """
@@ -103,15 +109,20 @@ def render(sections: Sequence[Section], *, summary: str, titles: dict[str, str],
 <main id="main">
 {"".join(body)}
 </main>
-<script type="application/json" id="specs">{_script_safe(json.dumps(specs, separators=(",", ":")))}</script>
-<script>{_script_safe(charts.bundle())}</script>
+<script type="application/json" id="specs">{_json(specs)}</script>
+<script>{_javascript(charts.bundle())}</script>
 <script>{_SCRIPT}</script>"""
     return page(TITLE, content, css=_CSS, skip_to="main", skip_text="Skip to the table")
 
 
-def _script_safe(text: str) -> str:
-    """JavaScript or JSON that cannot end its element; a `</` occurs only inside strings and regular expressions."""
-    return text.replace("</", "<\\/").replace("<!--", "<\\!--")
+def _json(value) -> str:
+    """JSON that cannot end its element."""
+    return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _javascript(text: str) -> str:
+    """JavaScript that cannot end its element: what could stands inside strings and regular expressions only."""
+    return re.sub("</(?=script)", r"<\\/", text, flags=re.IGNORECASE)
 
 
 def _choice(titles: dict[str, str], chosen: str) -> str:

@@ -6,6 +6,8 @@ from typing import NamedTuple
 from cifar_jax.table.cells import statistic
 
 PHASES = ("test", "train")
+# Between a network and the name of a recipe.
+SEPARATOR = " · "
 
 
 class Recipe(NamedTuple):
@@ -23,7 +25,7 @@ class Recipe(NamedTuple):
     @property
     def title(self) -> str:
         """In full."""
-        return f"{self.network} · {self.name}" if self.network else self.name
+        return f"{self.network}{SEPARATOR}{self.name}" if self.network else self.name
 
 
 def recipes(table: dict) -> list[Recipe]:

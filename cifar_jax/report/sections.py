@@ -1,5 +1,6 @@
 """The report's sections: what each says, its charts, and its tables."""
 
+import collections
 import html
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -69,7 +70,7 @@ def norm_rules(table: dict, recipes: Sequence[Recipe]) -> Section | None:
     text = (
         "<p>The same trained weights, evaluated with running averages that were kept by three rules; training is the "
         "same under all of them. <code>torch</code> keeps 0.9 of the old average, <code>flax</code> 0.99, and "
-        "<code>lecture</code> the 0.1 of the slides, so that the last ten or so images' worth of batches decide. "
+        "<code>lecture</code> the 0.1 of the slides, so that little but the last two batches counts. "
         "Percent after the last epoch.</p>"
     )
     return Section(
@@ -81,6 +82,7 @@ def norm_rules(table: dict, recipes: Sequence[Recipe]) -> Section | None:
 def curves(table: dict, recipes: Sequence[Recipe]) -> Section | None:
     """Learning curves, two charts for each network; None where nothing was trained."""
     drawn, tables = [], []
+    styles = list(dict.fromkeys(recipe.name for recipe in recipes))
     for place, network in enumerate(dict.fromkeys(recipe.network for recipe in recipes)):
         runs = {
             recipe.name: main_runs(table, recipe.config) for recipe in recipes if recipe.network == network
@@ -92,7 +94,9 @@ def curves(table: dict, recipes: Sequence[Recipe]) -> Section | None:
             data = {
                 name: {phase: curve(each, f"{phase}_{quantity}") for phase in PHASES} for name, each in runs.items()
             }
-            chart = charts.curves(network, data, quantity=quantity, title=axis, id=f"{quantity}-{place + 1}")
+            chart = charts.curves(
+                network, data, quantity=quantity, title=axis, id=f"{quantity}-{place + 1}", styles=styles
+            )
             drawn.append(chart)
             tables.append(details(f"{chart.title}, by epoch", html_tables.curves(data, label=chart.title)))
     if not drawn:
@@ -212,9 +216,9 @@ def _mistakes(analysis: Analysis, title: str, pictures: Mapping[tuple[str, int],
         items.append(
             f'<li><img src="{pictures[analysis.dataset, each.image]}" width="96" height="96" '
             f'alt="Test image {each.image}: {html.escape(true)}">'
-            f"<span><b>{html.escape(answer)}</b> {100 * each.confidence:.1f} %</span>"
+            f"<span><b>{html.escape(answer)}</b> {100 * each.confidence:.1f}&nbsp;%</span>"
             f"<span>is {html.escape(true)}</span>"
-            f'<span class="dim small">no. {each.image:,}, {each.runs} of {analysis.runs} runs</span></li>'
+            f'<span class="dim small">no. {each.image:,} · {each.runs}/{analysis.runs} runs</span></li>'
         )
     return f'{heading}<ul class="pictures">{"".join(items)}</ul>'
 
@@ -238,12 +242,16 @@ def origin(table: dict, problems: Sequence[str]) -> Section:
     rows = "".join(
         f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(str(value))}</dd></div>" for name, value in entries.items()
     )
-    unfinished = [run for run in table["runs"] if run["status"] != "done"]
+    begun = [run for run in table["runs"] if run["status"] != "done" and (run["epochs_done"] or run["message"])]
     missing = [
         f"{run['folder']}: {run['status']} after {run['epochs_done']} of {run['epochs']} epochs"
         + (f" ({run['message']})" if run["message"] else "")
-        for run in unfinished
-    ] + list(problems)
+        for run in begun
+    ]
+    waiting = collections.Counter(
+        run["config"] for run in table["runs"] if run["status"] != "done" and run not in begun
+    )  # fmt: skip
+    missing += [f"{config}: {count} runs not begun" for config, count in waiting.items()] + list(problems)
     after = ""
     if missing:
         lines = "".join(f"<li>{html.escape(line)}</li>" for line in missing)

@@ -136,18 +136,21 @@ def confident_mistakes(runs: Sequence[Predictions], count: int) -> list[Mistake]
 
     An image appears once, with the answer that ranks highest.
     """
-    confidences: dict[tuple[int, int], list[float]] = {}
-    for run in runs:
-        answers = run.classes[:, 0]
-        for image in np.flatnonzero(answers != run.labels):
-            confidences.setdefault((int(image), int(answers[image])), []).append(float(run.probabilities[image, 0]))
-    ranked = sorted(confidences.items(), key=lambda item: (-sum(item[1]), item[0]))
+    labels, answers = runs[0].labels, np.stack([run.classes[:, 0] for run in runs])
+    confidences = np.stack([run.probabilities[:, 0] for run in runs]).astype(np.float64)
+    run, image = np.nonzero(answers != labels)
+    span = max(int(answers.max()), int(labels.max())) + 1
+    keys, place = np.unique(image * span + answers[run, image], return_inverse=True)
+    sums = np.bincount(place, weights=confidences[run, image])
+    counts = np.bincount(place)
     mistakes, seen = [], set()
-    for (image, predicted), values in ranked:
-        if image not in seen and len(mistakes) < count:
-            seen.add(image)
-            mean = sum(values) / len(values)
-            mistakes.append(Mistake(image, int(runs[0].labels[image]), predicted, mean, len(values)))
+    for best in np.lexsort((keys, -sums)):
+        number, answer = divmod(int(keys[best]), span)
+        if len(mistakes) < count and number not in seen:
+            seen.add(number)
+            mistakes.append(
+                Mistake(number, int(labels[number]), answer, float(sums[best] / counts[best]), int(counts[best]))
+            )
     return mistakes
 
 

@@ -1,6 +1,7 @@
 """Writes the report of a table: the page, and PNG pictures of its charts."""
 
 import base64
+import functools
 import importlib.util
 import io
 import os
@@ -91,7 +92,7 @@ def _analyses(table: dict, workdir: Path) -> tuple[dict[str, Analysis], dict[str
                 folder = workdir / run["folder"]
                 try:
                     predictions.append(run_predictions(folder))
-                    dataset = _test_images(folder)
+                    dataset = _dataset(folder)
                 except InputError as error:
                     problems.append(f"{run['folder']}: no answers on the test set. {error}")
         if predictions:
@@ -100,9 +101,14 @@ def _analyses(table: dict, workdir: Path) -> tuple[dict[str, Analysis], dict[str
     return analyses, datasets, problems
 
 
-def _test_images(folder: Path) -> Dataset:
+def _dataset(folder: Path) -> Dataset:
     data = read_config(folder).data
-    return take(load_dataset(data.name, data.dir), 0, data.limit_test)
+    return _load(data.name, data.dir, data.limit_test)
+
+
+@functools.cache
+def _load(name: str, folder: str, limit_test: int) -> Dataset:
+    return take(load_dataset(name, folder), 0, limit_test)
 
 
 def _pictures(analyses: dict[str, Analysis], datasets: dict[str, Dataset]) -> dict[tuple[str, int], str]:
