@@ -4,7 +4,7 @@ Colours are the page's CSS variables, which a browser resolves inside an SVG; a 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import altair as alt
@@ -24,7 +24,9 @@ _LIGHT |= {f"var(--series{i})": light for i, (light, _) in enumerate(SERIES)}
 # Beside long labels a phone has no room for a legend in one row.
 _COLUMN = alt.Legend(columns=1)
 # A recipe's network above its name, so that a phone has room for more than the labels.
-_TWO_LINES = alt.Axis(labelExpr=f"split(datum.label, '{SEPARATOR}')")
+_TWO_LINES = alt.Axis(labelExpr=f"split(datum.label, '{SEPARATOR}')", labelOffset=-7)
+_FEW_TICKS = alt.Axis(tickCount=6)
+_NEAR = alt.Scale(zero=False, nice=True)
 _COLORS = [f"var(--series{i})" for i in range(len(SERIES))]
 _SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down"]
 _BAR = "M-0.25,-1H0.25V1H-0.25Z"
@@ -76,7 +78,7 @@ def results(cells: Sequence[tuple[Recipe, dict]]) -> Chart:
             sd = stat["sd"] or 0.0
             seeds += [{"recipe": recipe.title, "accuracy": _round(v), "what": "one seed"} for v in stat["values"]]
             means.append({
-                "recipe": recipe.title, "accuracy": _round(stat["mean"]), "what": "mean, deviation", "text": spread(stat),
+                "recipe": recipe.title, "accuracy": _round(stat["mean"]), "text": spread(stat),
                 "low": _round(stat["mean"] - sd), "high": _round(stat["mean"] + sd),
             })  # fmt: skip
     what = ["one seed", "mean, deviation", "lecture"]
@@ -87,7 +89,7 @@ def results(cells: Sequence[tuple[Recipe, dict]]) -> Chart:
         "what:N", title=None, legend=_COLUMN, scale=alt.Scale(domain=what, range=["circle", _BAR, "diamond"])
     )
     y = alt.Y("recipe:N", title=None, sort=[recipe.title for recipe, _ in cells], axis=_TWO_LINES)
-    axis = {"title": "Maximum test accuracy (%)", "scale": alt.Scale(zero=False, nice=True)}
+    axis = {"title": "Maximum test accuracy (%)", "scale": _NEAR, "axis": _FEW_TICKS}
     x = alt.X("accuracy:Q", **axis)
     tip = [alt.Tooltip("recipe:N", title="recipe"), alt.Tooltip("accuracy:Q", title="accuracy (%)", format=".2f")]
     layers = [
@@ -97,7 +99,7 @@ def results(cells: Sequence[tuple[Recipe, dict]]) -> Chart:
         alt.Chart(_data(seeds)).mark_point(filled=True, size=30, opacity=0.55).encode(
             y=y, x=x, color=color, shape=shape, tooltip=[*tip, alt.Tooltip("what:N", title="is")]
         ),
-        alt.Chart(_data(means)).mark_tick(thickness=3, size=18, color=_COLORS[0]).encode(
+        alt.Chart(_data(means)).mark_tick(thickness=3, size=18, color=_COLORS[0], opacity=1).encode(
             y=y, x=x, tooltip=[tip[0], alt.Tooltip("text:N", title="mean ± deviation")]
         ),
         alt.Chart(_data(lecture)).mark_point(filled=True, size=60, opacity=1).encode(
@@ -125,7 +127,7 @@ def norm_rules(cells: Sequence[tuple[Recipe, dict]]) -> Chart:
                 rows.append(row)
     chart = alt.Chart(_data(rows)).mark_point(filled=True, size=70, opacity=0.85).encode(
         y=alt.Y("recipe:N", title=None, sort=[recipe.title for recipe, _ in cells], axis=_TWO_LINES),
-        x=alt.X("accuracy:Q", title="Test accuracy, last epoch (%)", scale=alt.Scale(zero=False, nice=True)),
+        x=alt.X("accuracy:Q", title="Test accuracy, last epoch (%)", scale=_NEAR, axis=_FEW_TICKS),
         color=alt.Color("rule:N", title=None, legend=_COLUMN, scale=_scale(names, _COLORS)),
         shape=alt.Shape("rule:N", title=None, legend=_COLUMN, scale=_scale(names, _SHAPES)),
         tooltip=[
@@ -136,7 +138,8 @@ def norm_rules(cells: Sequence[tuple[Recipe, dict]]) -> Chart:
     sentence = "; ".join(f"{row['recipe']} by {row['rule']}'s rule: {row['text']}" for row in rows)
     return Chart(
         "norm-rules", "BatchNorm's running averages by three rules",
-        f"Test accuracy in percent after the last epoch. {sentence}.", chart.properties(height=_ROW * len({row["recipe"] for row in rows})),
+        f"Test accuracy in percent after the last epoch. {sentence}.",
+        chart.properties(height=_ROW * len({row["recipe"] for row in rows})),
     )  # fmt: skip
 
 
@@ -159,7 +162,7 @@ def curves(
                 marked = epoch % _MARK_EVERY == 0 or epoch == phases[phase][-1][0]
                 rows.append(row | ({"mark": True} if marked else {}))
                 tips.setdefault(epoch, {"epoch": epoch})[f"v{i}{j}"] = spread(stat)
-    x = alt.X("epoch:Q", title="Epoch", axis=alt.Axis(tickMinStep=1, format="d"), scale=alt.Scale(nice=False))
+    x = alt.X("epoch:Q", **_epochs(tips))
     y = alt.Y("mean:Q", title=title, scale=alt.Scale(zero=False))
     places = [list(styles).index(name) for name in names]
     color = alt.Color("recipe:N", title=None, scale=_scale(names, _COLORS, places))
@@ -167,14 +170,7 @@ def curves(
     line = alt.Legend(symbolStrokeColor="var(--text)", symbolSize=500)
     dash = alt.StrokeDash("phase:N", title=None, scale=_scale(PHASES, _DASHES), legend=line)
     base = alt.Chart(_data(rows))
-    hover = alt.selection_point(
-        name="hover", fields=["epoch"], nearest=True, on="pointermove", clear="pointerout", empty=False
-    )
-    tooltip = [alt.Tooltip("epoch:Q", title="epoch")]
-    tooltip += [
-        alt.Tooltip(f"v{i}{j}:N", title=f"{name}, {phase}")
-        for i, name in enumerate(names) for j, phase in enumerate(PHASES)
-    ]  # fmt: skip
+    titles = {f"v{i}{j}": f"{name}, {phase}" for i, name in enumerate(names) for j, phase in enumerate(PHASES)}
     layers = [
         base.mark_area(opacity=0.2).encode(
             x=x, y=alt.Y("low:Q", title=title), y2="high:Q", color=color, detail="phase:N"
@@ -183,9 +179,7 @@ def curves(
         base.mark_point(filled=True, size=40, opacity=1).transform_filter("datum.mark").encode(
             x=x, y=y, color=color, shape=shape
         ),
-        alt.Chart(_data(list(tips.values()))).mark_rule(color="var(--dim)").encode(
-            x=x, opacity=alt.condition(hover, alt.value(1), alt.value(0)), tooltip=tooltip
-        ).add_params(hover),
+        *_reading(list(tips.values()), titles),
     ]  # fmt: skip
     ends = "; ".join(
         f"{name}, {phase}: {spread(phases[phase][-1][1])} after epoch {phases[phase][-1][0]}"
@@ -202,21 +196,22 @@ def learning_rates(rates: dict[str, list[tuple[int, float]]]) -> Chart:
     """The learning rate of each epoch, by the name of the recipes that share it."""
     names = list(rates)
     rows = [{"recipe": name, "epoch": epoch, "lr": lr} for name, pairs in rates.items() for epoch, lr in pairs]
+    tips = {}
+    for i, pairs in enumerate(rates.values()):
+        for epoch, lr in pairs:
+            tips.setdefault(epoch, {"epoch": epoch})[f"v{i}"] = f"{lr:.4g}"
     color = alt.Color(
         "recipe:N", title=None, scale=_scale(names, _COLORS), legend=alt.Legend(columns=1, symbolSize=500)
-    )
+    )  # fmt: skip
     dash = alt.StrokeDash("recipe:N", title=None, scale=_scale(names, _DASHES))
-    x = alt.X("epoch:Q", title="Epoch", axis=alt.Axis(tickMinStep=1, format="d"), scale=alt.Scale(nice=False))
-    tooltip = [alt.Tooltip("recipe:N", title="recipe"), alt.Tooltip("epoch:Q"), alt.Tooltip("lr:Q", format=".4g")]
-    y = alt.Y("lr:Q", title="Learning rate")
-    base = alt.Chart(_data(rows))
-    lines = base.mark_line(interpolate="step-after", strokeWidth=2).encode(x=x, y=y, color=color, strokeDash=dash)
-    # Lines have no value under the pointer; these points do.
-    points = base.mark_point(size=150, opacity=0, filled=True).encode(x=x, y=y, tooltip=tooltip)
+    lines = alt.Chart(_data(rows)).mark_line(interpolate="step-after", strokeWidth=2).encode(
+        x=alt.X("epoch:Q", **_epochs(tips)), y=alt.Y("lr:Q", title="Learning rate"), color=color, strokeDash=dash
+    )  # fmt: skip
+    layers = [lines, *_reading(list(tips.values()), {f"v{i}": name for i, name in enumerate(names)})]
     sentence = "; ".join(f"{name}: from {p[0][1]:.4g} to {p[-1][1]:.4g}" for name, p in rates.items())
     return Chart(
         "learning-rates", "Learning rates", f"Learning rate by epoch. {sentence}.",
-        alt.layer(lines, points).properties(height=220),
+        alt.layer(*layers).properties(height=220),
     )  # fmt: skip
 
 
@@ -244,7 +239,7 @@ def groups(analyses: dict[str, Analysis], chosen: str) -> Chart:
     x = alt.X("accuracy:Q", title="Test accuracy (%)", scale=alt.Scale(domain=[0, 100]))
     group_tip, value_tip = alt.Tooltip("group:N", title="group"), alt.Tooltip("text:N", title="accuracy (%)")
     chart = alt.layer(
-        _only_chosen(means).mark_tick(thickness=3, size=14, color=_COLORS[1]).encode(
+        _only_chosen(means).mark_tick(thickness=3, size=14, color=_COLORS[1], opacity=1).encode(
             y=y, x=x, tooltip=[group_tip, value_tip]
         ),
         _only_chosen(dots).mark_point(filled=True, size=45, opacity=0.7, color=_COLORS[0]).encode(
@@ -252,8 +247,8 @@ def groups(analyses: dict[str, Analysis], chosen: str) -> Chart:
         ),
     )  # fmt: skip
     return Chart(
-        "classes", "Test accuracy by class", "Test accuracy of every class (dots) and of each superclass (bars), of the "
-        "recipe that is chosen; the table below has all values.",
+        "classes", "Test accuracy by class", "Test accuracy of every class (dots) and of each superclass (bars), of "
+        "the recipe that is chosen; the table below has all values.",
         _with_choice(chart, chosen).properties(height=_SMALL_ROW * len(order)),
     )  # fmt: skip
 
@@ -367,6 +362,35 @@ def _scale(names: Sequence[str], values: Sequence, places: Sequence[int] | None 
     """For each name the value at its place, in order unless given, and from the start again."""
     places = range(len(names)) if places is None else places
     return alt.Scale(domain=list(names), range=[values[place % len(values)] for place in places])
+
+
+def _epochs(epochs: Iterable[int]) -> dict:
+    """An axis from the first to the last epoch, with whole numbers."""
+    first, last = min(epochs), max(epochs)
+    room = 0 if first < last else 0.5
+    scale = alt.Scale(domain=[first - room, last + room], nice=False, zero=False)
+    return {"title": "Epoch", "axis": alt.Axis(tickMinStep=1, format="d"), "scale": scale}
+
+
+def _reading(rows: list[dict], titles: dict[str, str]) -> list[alt.Chart]:
+    """Two layers: a line at the epoch that is pointed at, and what shows its values, wherever in its column that is.
+
+    Not Vega-Lite's `nearest`, whose tooltips know numbers only.
+    """
+    pointed = alt.selection_point(name="pointed", fields=["epoch"], on="pointerover", clear="pointerout", empty=False)
+    axis = _epochs([row["epoch"] for row in rows])
+    columns = [row | {"left": row["epoch"] - 0.5, "right": row["epoch"] + 0.5} for row in rows]
+    base = alt.Chart(_data(columns))
+    tooltip = [alt.Tooltip("epoch:Q", title="epoch")]
+    tooltip += [alt.Tooltip(f"{key}:N", title=title) for key, title in titles.items()]
+    return [
+        base.mark_rule(color="var(--dim)").encode(
+            x=alt.X("epoch:Q", **axis), opacity=alt.condition(pointed, alt.value(1), alt.value(0))
+        ),
+        base.mark_rect(opacity=0, clip=True)
+        .encode(x=alt.X("left:Q", **axis), x2="right:Q", tooltip=tooltip)
+        .add_params(pointed),
+    ]
 
 
 def _only_chosen(rows: list[dict]) -> alt.Chart:

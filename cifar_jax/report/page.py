@@ -35,7 +35,7 @@ figure { min-width: 0; }
 thead th { vertical-align: bottom; } td, tbody th { white-space: nowrap; } th.n { white-space: normal; }
 th, td { padding: 0.3rem 1rem 0.3rem 0; }
 tbody th:first-child { position: sticky; left: 0; background: var(--page); font-weight: normal; }
-@media (max-width: 40rem) { tbody th:first-child { white-space: normal; max-width: 7.5rem; } }
+@media (max-width: 40rem) { tbody th:first-child { white-space: normal; min-width: 7.2rem; } }
 abbr { text-decoration: none; }
 summary { cursor: pointer; padding: 0.3rem 0; color: var(--link); }
 summary:focus-visible, select:focus-visible { outline: 3px solid var(--link); outline-offset: 2px; }
@@ -55,7 +55,8 @@ select { font: inherit; color: inherit; background: var(--soft); border: 1px sol
 #vg-tooltip-element.visible { visibility: visible; }
 #vg-tooltip-element table { width: auto; font-size: inherit; }
 #vg-tooltip-element td { border: 0; padding: 0 0.3rem 0 0; white-space: normal; }
-#vg-tooltip-element td.key { color: var(--dim); text-align: right; } #vg-tooltip-element td.value { white-space: nowrap; }
+#vg-tooltip-element td.key { color: var(--dim); text-align: right; }
+#vg-tooltip-element td.value { white-space: nowrap; }
 """
 )
 
