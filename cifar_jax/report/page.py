@@ -52,6 +52,7 @@ select { font: inherit; color: inherit; background: var(--soft); border: 1px sol
 #vg-tooltip-element { visibility: hidden; position: fixed; z-index: 9; padding: 0.4rem 0.6rem; pointer-events: none;
   font-size: 0.8rem; color: var(--text); background: var(--soft); border: 1px solid var(--line);
   border-radius: 0.3rem; }
+@media (max-width: 40rem) { #vg-tooltip-element { left: 1rem !important; max-width: calc(100vw - 2rem); } }
 #vg-tooltip-element.visible { visibility: visible; }
 #vg-tooltip-element table { width: auto; font-size: inherit; }
 #vg-tooltip-element td { border: 0; padding: 0 0.3rem 0 0; white-space: normal; }
