@@ -17,7 +17,7 @@ from cifar_jax import train
 from cifar_jax.errors import InputError
 from cifar_jax.experiment import build, prepare
 from cifar_jax.parity.__main__ import main
-from cifar_jax.parity.command_line import parse
+from cifar_jax.command_line import parse
 from cifar_jax.parity.state_dict import from_state_dict, to_state_dict
 from cifar_jax.parity.torch_file import read_file
 from cifar_jax.transforms import transform_eval
