@@ -98,8 +98,8 @@ def _names(name: str) -> tuple[str, str]:
 def _explanation(table: dict) -> str:
     settings = table["settings"]
     lines = [
-        "Test accuracy in percent: the mean over seeds ± their sample deviation. *Maximum* is the lecture's measure, the "
-        "highest of all epochs: it is picked on the test set, which flatters it. *Final epoch* picks nothing.",
+        "Test accuracy in percent: the mean over seeds ± their sample deviation. *Maximum* is the lecture's measure, "
+        "the highest of all epochs: it is picked on the test set, which flatters it. *Final epoch* picks nothing.",
     ]
     if settings["holdout"]:
         lines.append(
@@ -107,8 +107,8 @@ def _explanation(table: dict) -> str:
             "images that these runs, of their own, did not train on."
         )
     lines.append(
-        f"*Difference* and *within {SPREAD} sd* hold the lecture's one run against the maximum; they are left empty for "
-        f"runs of other than {EPOCHS} epochs or of fewer images, and the latter for a single run."
+        f"*Difference* and *within {SPREAD} sd* hold the lecture's one run against the maximum; they are left empty "
+        f"for runs of other than {EPOCHS} epochs or of fewer images, and the latter for a single run."
     )
     return " ".join(lines)
 

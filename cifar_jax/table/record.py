@@ -7,8 +7,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from cifar_jax.table.document import Column, document
 from cifar_jax.files import read_rows, write_whole
+from cifar_jax.table.document import Column, document
 from cifar_jax.table.plan import Group
 
 _ORIGIN = ("commit", "hardware", "versions")
