@@ -111,11 +111,12 @@ def main(argv: list[str]) -> int:
         find_configs(arguments.configs), [*named, *overrides], seeds=arguments.seeds, holdout=arguments.holdout
     )
     check(groups, workdir)
+    origin = {"command": command(), "commit": commit()}
     settings = _settings(arguments, overrides, groups)
 
     def write() -> dict:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        table = read_table(groups, workdir, settings=settings, command=command(), commit=commit(), date=now)
+        table = read_table(groups, workdir, settings=settings, date=now, **origin)
         write_whole(workdir / "table.json", dumps(table))
         write_whole(workdir / "table.md", markdown(table) + "\n")
         return table

@@ -68,13 +68,18 @@ def train_groups(
         raise
 
 
-def _start(group: Group, workdir: Path, parallel: int) -> _Worker:
-    folder, seeds = workdir / group.folder, unfinished(group, workdir)
-    write_failures(folder, {})
-    command = [
-        sys.executable, "-m", "cifar_jax.table.worker", *group.flags, f"--seeds={','.join(map(str, seeds))}",
-        f"--workdir={folder}", f"--parent={os.getpid()}",
+def worker_command(group: Group, workdir: Path) -> list[str]:
+    """The command that trains what is not done of the group, for as long as this process lives."""
+    return [
+        sys.executable, "-m", "cifar_jax.table.worker", *group.flags,
+        f"--seeds={','.join(map(str, unfinished(group, workdir)))}", f"--workdir={workdir / group.folder}",
+        f"--parent={os.getpid()}",
     ]  # fmt: skip
+
+
+def _start(group: Group, workdir: Path, parallel: int) -> _Worker:
+    folder = workdir / group.folder
+    write_failures(folder, {})
     environment = dict(os.environ)
     if parallel > 1:
         # Each JAX process would take three quarters of a GPU's memory.
@@ -82,8 +87,9 @@ def _start(group: Group, workdir: Path, parallel: int) -> _Worker:
     log = open(folder / "log.txt", "ab")  # noqa: SIM115 (until the process has ended)
     # A session of its own: Ctrl-C reaches this process alone, which passes it on.
     process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
-    )
+        worker_command(group, workdir), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
+        start_new_session=True,
+    )  # fmt: skip
     return _Worker(group, process, log, log.tell())
 
 

@@ -157,8 +157,13 @@ def _missing(runs: Sequence[dict]) -> list[str]:
 
 def _origin(table: dict) -> str:
     hardware = list(dict.fromkeys(_hardware(origin["hardware"]) for origin in table["origins"]))
-    commits = list(dict.fromkeys(str(origin["commit"])[:12] for origin in table["origins"]))
+    commits = list(dict.fromkeys(_short(origin["commit"]) for origin in table["origins"]))
     return f"`{table['command']}`, commit {', '.join(commits)}, on {'; '.join(hardware)}."
+
+
+def _short(commit: str | None) -> str:
+    digits, plus, changes = str(commit).partition("+")
+    return digits[:12] + plus + changes
 
 
 def _hardware(hardware: dict) -> str:
