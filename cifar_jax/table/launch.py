@@ -85,12 +85,13 @@ def _start(group: Group, workdir: Path, parallel: int) -> _Worker:
         # Each JAX process would take three quarters of a GPU's memory.
         environment.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.9 / parallel:.2f}")
     log = open(folder / "log.txt", "ab")  # noqa: SIM115 (until the process has ended)
+    log_start = log.seek(0, os.SEEK_END)
     # A session of its own: Ctrl-C reaches this process alone, which passes it on.
     process = subprocess.Popen(
         worker_command(group, workdir), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
         start_new_session=True,
     )  # fmt: skip
-    return _Worker(group, process, log, log.tell())
+    return _Worker(group, process, log, log_start)
 
 
 def _note_end(worker: _Worker, workdir: Path) -> str:
