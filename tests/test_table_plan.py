@@ -59,7 +59,11 @@ def test_how_many_images_are_held_out(overrides, holdout, expected):
 @pytest.mark.parametrize(
     ("patterns", "overrides", "message"),
     [
-        ("configs/none*.py", (), r"--configs must name config files, .*, got 'configs/none\*.py', which matches none\."),
+        (
+            "configs/none*.py",
+            (),
+            r"--configs must name config files, .*, got 'configs/none\*.py', which matches none\.",
+        ),
         ("configs/cnn6_adam.py,{folder}/cnn6_adam.py", (), "--configs must name files of different names, got cnn6_ad"),
         ("{folder}/broken.py", (), r"--config must name a Python file with get_config\(\), got .*broken.py"),
         ("configs/cnn6_adam.py", ("--config.train.epochs=0",), "train.epochs must be an integer of at least 1, got 0"),
@@ -101,14 +105,18 @@ def test_runs_of_the_same_settings_are_accepted(tmp_path):
 def test_a_run_of_other_settings_is_refused(tmp_path):
     groups = planned()
     folder_of(tmp_path, groups[1], 1, optimizer__lr=0.5)
-    with pytest.raises(InputError, match=r"holdout5000/seed1', whose run has optimizer.lr=0.5 where this one has 0.001"):
+    with pytest.raises(
+        InputError, match=r"holdout5000/seed1', whose run has optimizer.lr=0.5 where this one has 0.001"
+    ):
         check(groups, tmp_path)
 
 
 def test_a_run_of_more_epochs_is_refused(tmp_path):
     groups = planned("--config.train.epochs=3")
     folder_of(tmp_path, groups[0], 0, epochs_done=4)
-    with pytest.raises(InputError, match=r"train.epochs must be at least 4, the epochs that the run in .* has, got 3\."):
+    with pytest.raises(
+        InputError, match=r"train.epochs must be at least 4, the epochs that the run in .* has, got 3\."
+    ):
         check(groups, tmp_path)
 
 

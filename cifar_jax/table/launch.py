@@ -23,6 +23,7 @@ _PATIENCE = 60
 
 class _Worker(NamedTuple):
     group: Group
+    seeds: list[int]
     process: subprocess.Popen
     log: BinaryIO
     log_start: int
@@ -33,7 +34,8 @@ def train_groups(
 ) -> None:
     """Trains what is not done of `groups`, in this order, `parallel` of them at a time.
 
-    Why a run failed is noted with `record.write_failures`; what a process says is added to its folder's `log.txt`.
+    Why a run failed is noted with `record.write_failures`; what a process says is added to its folder's `log.txt`. A
+    process that crashed is taken to have failed at its first run that is not done, and the others are tried again.
 
     Args:
       groups: as `plan.plan` makes them.
@@ -45,20 +47,24 @@ def train_groups(
     Raises:
       InputError: the first process to end was refused what it needs, such as a device, and nothing was trained.
     """
-    waiting = collections.deque(group for group in groups if unfinished(group, workdir))
+    waiting = collections.deque((group, seeds) for group in groups if (seeds := unfinished(group, workdir)))
+    for group, _ in waiting:
+        write_failures(workdir / group.folder, {})
     active, ended = [], 0
     try:
         while waiting or active:
             while waiting and len(active) < parallel:
-                active.append(_start(waiting.popleft(), workdir, parallel))
+                active.append(_start(*waiting.popleft(), workdir, parallel))
             time.sleep(_NAP)
             check_stop()
             for worker in [worker for worker in active if worker.process.poll() is not None]:
                 active.remove(worker)
-                why = _note_end(worker, workdir)
+                why, left = _note_end(worker, workdir)
                 if worker.process.returncode == 2 and not ended:
                     raise InputError(why)
                 ended += 1
+                if left:
+                    waiting.appendleft((worker.group, left))
             look()
     except Interrupted as interrupted:
         _stop(active, interrupted.signum)
@@ -68,18 +74,16 @@ def train_groups(
         raise
 
 
-def worker_command(group: Group, workdir: Path) -> list[str]:
-    """The command that trains what is not done of the group, for as long as this process lives."""
+def worker_command(group: Group, seeds: Sequence[int], folder: Path) -> list[str]:
+    """The command that trains runs of the group in its `folder`, for as long as this process lives."""
     return [
-        sys.executable, "-m", "cifar_jax.table.worker", *group.flags,
-        f"--seeds={','.join(map(str, unfinished(group, workdir)))}", f"--workdir={workdir / group.folder}",
-        f"--parent={os.getpid()}",
+        sys.executable, "-m", "cifar_jax.table.worker", *group.flags, f"--seeds={','.join(map(str, seeds))}",
+        f"--workdir={folder}", f"--parent={os.getpid()}",
     ]  # fmt: skip
 
 
-def _start(group: Group, workdir: Path, parallel: int) -> _Worker:
+def _start(group: Group, seeds: list[int], workdir: Path, parallel: int) -> _Worker:
     folder = workdir / group.folder
-    write_failures(folder, {})
     environment = dict(os.environ)
     if parallel > 1:
         # Each JAX process would take three quarters of a GPU's memory.
@@ -88,27 +92,26 @@ def _start(group: Group, workdir: Path, parallel: int) -> _Worker:
     log_start = log.seek(0, os.SEEK_END)
     # A session of its own: Ctrl-C reaches this process alone, which passes it on.
     process = subprocess.Popen(
-        worker_command(group, workdir), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
+        worker_command(group, seeds, folder), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
         start_new_session=True,
     )  # fmt: skip
-    return _Worker(group, process, log, log_start)
+    return _Worker(group, seeds, process, log, log_start)
 
 
-def _note_end(worker: _Worker, workdir: Path) -> str:
-    """Closes the log and notes as failed what is neither done nor noted; gives the process's last words."""
+def _note_end(worker: _Worker, workdir: Path) -> tuple[str, list[int]]:
+    """Closes the log, and notes a crash; gives the process's last words and the seeds to try again."""
     worker.log.close()
     folder, code = workdir / worker.group.folder, worker.process.returncode
     with open(folder / "log.txt", "rb") as log:
         log.seek(worker.log_start)
         lines = log.read().decode(errors="replace").strip().splitlines()
     why = lines[-1].removeprefix("Error: ") if lines and code >= 0 else f"Ended by {_signal_name(-code)}"
-    failures = read_failures(folder)
-    left = [seed for seed in unfinished(worker.group, workdir) if seed not in failures]
+    failures, open_seeds = read_failures(folder), unfinished(worker.group, workdir)
+    left = [seed for seed in worker.seeds if seed in open_seeds and seed not in failures]
     if left:
-        write_failures(
-            folder, failures | dict.fromkeys(left, f"{why} (exit code {code}; see {worker.group.folder / 'log.txt'})")
-        )
-    return why
+        note = f"{why} (exit code {code}; see {worker.group.folder / 'log.txt'})"
+        write_failures(folder, failures | {left[0]: note})
+    return why, left[1:]
 
 
 def _signal_name(number: int) -> str:
