@@ -2,7 +2,7 @@
 
     command, commit, date: of the command that wrote it
     hardware, versions: of the newest start of a run, as `cifar_jax.provenance` has them; None before the first
-    origins: the distinct {commit, hardware, versions} of all starts, the oldest first
+    origins: the distinct {commit, hardware, versions} of all starts, the newest last
     settings: {configs, seeds, holdout, epochs, limit_train, limit_test, dtype, overrides}; None keeps a config's own
     lecture: {config: {network, recipe, accuracy, epoch}}
     cells: {config: ...}, as `cifar_jax.table.cells.cell` makes them
@@ -15,9 +15,7 @@ its rows of `metrics.jsonl`.
 """
 
 import json
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from cifar_jax.table.cells import cell
@@ -54,13 +52,6 @@ def document(
         },
         "runs": list(runs),
     }  # fmt: skip
-
-
-def write(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
 
 
 def dumps(table: dict) -> str:
