@@ -86,23 +86,23 @@ for (const [id, spec] of Object.entries(specs)) {
 """.replace("CHOSEN", charts.CHOSEN)
 
 
-def render(sections: Sequence[Section], *, summary: str, titles: dict[str, str], chosen: str | None) -> str:
+def render(parts: Sequence[Section], *, summary: str, titles: dict[str, str], chosen: str | None) -> str:
     """The page.
 
     Args:
-      sections: in order; those that show a chosen recipe stand together.
+      parts: in order; those that show a chosen recipe stand together.
       summary: the first paragraph, plain text.
       titles: of the configs that can be chosen.
       chosen: the first of them to be shown; None where there are none.
     """
-    links = "".join(f'<li><a href="#{each.id}">{html.escape(each.title)}</a></li>' for each in sections)
+    links = "".join(f'<li><a href="#{each.id}">{html.escape(each.title)}</a></li>' for each in parts)
     body, choice = [], _choice(titles, chosen) if chosen else ""
-    for each in sections:
+    for each in parts:
         if each.id in _CHOOSABLE and choice:
             body.append(choice)
             choice = ""
         body.append(_section(each))
-    specs = {chart.id: charts.for_page(chart) for each in sections for chart in each.charts}
+    specs = {chart.id: charts.for_page(chart) for each in parts for chart in each.charts}
     content = f"""<header>
 <h1>{html.escape(TITLE)}</h1>
 <p>{html.escape(summary)}</p>

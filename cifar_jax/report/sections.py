@@ -29,6 +29,35 @@ class Section(NamedTuple):
     after: str = ""
 
 
+def sections(
+    table: dict,
+    recipes: Sequence[Recipe],
+    analyses: dict[str, Analysis],
+    *,
+    problems: Sequence[str],
+    pictures: Mapping[tuple[str, int], str] | None,
+) -> list[Section]:
+    """All that there is something to say for.
+
+    Args:
+      table: as `cifar_jax.table.document` describes it.
+      recipes: of the table.
+      analyses: by config, of those with finished runs.
+      problems: sentences on what is missing.
+      pictures: as `answers` takes them.
+    """
+    parts = [
+        results(table, recipes),
+        norm_rules(table, recipes),
+        curves(table, recipes),
+        learning_rates(table, recipes),
+    ]
+    if analyses:
+        titles = {recipe.config: recipe.title for recipe in recipes}
+        parts += answers(analyses, titles, best_config(analyses), pictures)
+    return [part for part in (*parts, origin(table, problems)) if part is not None]
+
+
 def details(summary: str, content: str) -> str:
     """Content that opens on demand."""
     return f"<details><summary>{html.escape(summary)}</summary>\n{content}\n</details>"

@@ -23,7 +23,7 @@ from cifar_jax.errors import InputError
 from cifar_jax.files import write_whole
 from cifar_jax.interrupt import Interrupted, interruptible
 from cifar_jax.provenance import command, commit
-from cifar_jax.report.page import write_report
+from cifar_jax.report.write import write_report
 from cifar_jax.table.document import dumps
 from cifar_jax.table.launch import train_groups
 from cifar_jax.table.markdown import markdown
