@@ -57,7 +57,7 @@ def make_page(
     problems: Sequence[str],
     pictures: Mapping[tuple[str, int], str] | None,
 ) -> tuple[str, list]:
-    """The page's HTML, and its charts (`charts.Chart`); arguments as `cifar_jax.report.sections.sections` takes them."""
+    """The page's HTML, and its charts (`charts.Chart`); arguments as `sections.sections` takes them."""
     from cifar_jax.report import page, sections
 
     named = recipes(table)
