@@ -25,7 +25,7 @@ LAYERS = [
     {"experiment", "table.plan"},
     {"phases", "table.record"},
     {"train", "table.launch", "table.watch"},
-    {"table.worker"},
+    {"table.worker", "report.write"},
     {"table.__main__"},
 ]
 INSIDE = {"data": {"data.cifar", "data.cache", "data.shapes", "data.download"}}
