@@ -9,9 +9,12 @@ import time
 import pytest
 from conftest import ROOT
 from test_table_launch import acts, began  # noqa: F401 (a fixture)
+from test_train import timeless
 
 from cifar_jax.errors import InputError
 from cifar_jax.table import __main__ as command
+from cifar_jax.table.plan import find_configs, plan
+from cifar_jax.train import train_and_evaluate
 
 SHAPES = ("--config.data.name=shapes", "--seeds=2")
 
@@ -40,7 +43,7 @@ def reports(monkeypatch):
         (("--limit_train=few",), "data.limit_train must be an integer of at least 0, got 'few'"),
         (("--seed=3",), "The table's flags are those that --help lists: unrecognized arguments: --seed=3"),
         (("more",), "unrecognized arguments: more"),
-        (("--workdir=README.md",), "--workdir must be a folder, got 'README.md/cnn6_adam/seed0', where README.md is a"),
+        (("--workdir=README.md",), "--workdir must be a folder, got 'README.md/cnn6_adam/seed0', where "),
     ],
 )
 def test_wrong_flags_are_refused(tmp_path, flags, message):
@@ -51,7 +54,7 @@ def test_wrong_flags_are_refused(tmp_path, flags, message):
     assert not (tmp_path / "table").exists()
 
 
-def test_what_a_command_leaves(tmp_path, acts, reports, capsys):  # noqa: F811
+def test_what_a_command_leaves(tmp_path, acts, reports, capsys, monkeypatch):  # noqa: F811
     """A failed run is listed and tried again, and the settings are those that were asked for."""
     flags = ["--configs=configs/cnn6_*.py", *SHAPES, "--epochs=2", "--limit_train=50", f"--workdir={tmp_path}"]
     acts["cnn6_step"] = {"1": "diverge"}
@@ -72,6 +75,7 @@ def test_what_a_command_leaves(tmp_path, acts, reports, capsys):  # noqa: F811
     assert reports == [(table, tmp_path, tmp_path / "report.html")]
     assert (tmp_path / "table.md").read_text().startswith("| network |")
     acts.clear()
+    monkeypatch.setattr(command, "check", lambda groups, workdir: None)  # the script leaves no config
     assert command.main(flags) == 0
     assert json.loads((tmp_path / "table.json").read_text())["cells"]["cnn6_step"]["runs"] == 2
     assert [seeds for seeds, _ in began(tmp_path / "cnn6_step")] == [[0, 1], [1]]
@@ -97,28 +101,19 @@ def test_a_second_command_is_refused(tmp_path, acts, reports):  # noqa: F811
 
 
 TINY = (
-    "--configs=configs/cnn6_cosine.py", *SHAPES, "--epochs=3", "--limit_train=100", "--limit_test=60",
+    "--configs=configs/cnn6_cosine.py", *SHAPES, "--holdout=0", "--epochs=3", "--limit_train=100", "--limit_test=60",
     "--config.model.stages=((4,4),(4,4),(4,4))", "--config.data.batch_size=20",
 )  # fmt: skip
-
-
-def untimed(table):
-    """What does not depend on when, how fast and in how many calls the runs were made."""
-    for each in table["cells"].values():
-        del each["seconds"]
-    for run in table["runs"]:
-        del run["seconds"], run["origin"]
-        for row in run["history"]:
-            del row["seconds"], row["images_per_second"]
-    return {key: table[key] for key in ("settings", "lecture", "cells", "runs")}
+# The command without its report, which takes longer than these runs.
+RUN = "import sys; from cifar_jax.table import __main__ as c; c.write_report = print; sys.exit(c.main(sys.argv[1:]))"
 
 
 @pytest.mark.slow
-def test_killed_and_called_again_it_comes_to_the_same_table(tmp_path):
-    """Real training; the kill takes the command alone, and its workers must end by themselves."""
-    line = [sys.executable, "-m", "cifar_jax.table", *TINY]
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
-    process = subprocess.Popen([*line, f"--workdir={killed}"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+def test_killed_and_called_again_it_trains_what_main_py_would(tmp_path):
+    """Real training. The kill takes the command alone; its worker must end by itself, in the middle of a run."""
+    line = [sys.executable, "-c", RUN, *TINY, f"--workdir={tmp_path / 'table'}"]
+    runs = tmp_path / "table" / "cnn6_cosine"
+    process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     seen = []
     while not any("seed1  epoch 1/3" in text for text in seen):
         seen.append(process.stdout.readline())
@@ -126,15 +121,22 @@ def test_killed_and_called_again_it_comes_to_the_same_table(tmp_path):
     process.kill()
     process.wait()
     time.sleep(1)
-    files = {path: path.stat().st_mtime_ns for path in killed.rglob("*")}
+    files = {path: path.stat().st_mtime_ns for path in runs.rglob("*")}
     time.sleep(1)
-    assert {path: path.stat().st_mtime_ns for path in killed.rglob("*")} == files
-    assert not (killed / "cnn6_cosine/seed1/checkpoints/3").exists()
-    for folder in (killed, whole):
-        subprocess.run([*line, f"--workdir={folder}"], cwd=ROOT, check=True, timeout=200)
-    tables = [json.loads((folder / "table.json").read_text()) for folder in (killed, whole)]
-    assert untimed(tables[0]) == untimed(tables[1])
-    assert [run["status"] for run in tables[0]["runs"]] == ["done"] * 4
-    cell = tables[0]["cells"]["cnn6_cosine"]
-    assert set(cell["rules"]) == {"torch", "flax", "lecture"}
-    assert cell["at_best_holdout"]["n"] == 2
+    assert {path: path.stat().st_mtime_ns for path in runs.rglob("*")} == files
+    assert not (runs / "seed1/checkpoints/3").exists()
+    subprocess.run(line, cwd=ROOT, check=True, timeout=200)
+    table = json.loads((tmp_path / "table" / "table.json").read_text())
+    (group,) = plan(
+        find_configs("configs/cnn6_cosine.py"),
+        ["--config.data.name=shapes", "--config.train.epochs=3", "--config.data.limit_train=100",
+         "--config.data.limit_test=60", *TINY[-2:]],
+        seeds=2, holdout=0,
+    )  # fmt: skip
+    alone = train_and_evaluate(group.seeded(1), tmp_path / "alone")
+    run = table["runs"][1]
+    assert (run["seed"], run["status"], timeless(run["history"])) == (1, "done", timeless(alone.history))
+    assert table["cells"]["cnn6_cosine"]["maximum"]["values"][1] == alone.best["test_accuracy"]
+    assert set(table["cells"]["cnn6_cosine"]["rules"]) == {"torch", "flax", "lecture"}
+    starts = [len((runs / f"seed{seed}" / "starts.jsonl").read_text().splitlines()) for seed in range(2)]
+    assert starts == [1, 2], "what was done was left alone"
