@@ -40,7 +40,8 @@ for seed in seeds:
         (run / "checkpoints" / str(epoch)).mkdir(parents=True, exist_ok=True)
         with open(run / "metrics.jsonl", "a") as file:
             print(json.dumps({"epoch": epoch, "lr": 0.1, "train_loss": 1.0, "train_accuracy": 5.0, "test_loss": 1.0,
-                "test_accuracy": 10.0 * epoch + seed, "seconds": 1.0, "images_per_second": 9.0}), file=file)
+                "test_accuracy": 10.0 * epoch + seed, "holdout_accuracy": 5.0, "seconds": 1.0,
+                "images_per_second": 9.0}), file=file)
         if act == "hang":
             try:
                 time.sleep(60)

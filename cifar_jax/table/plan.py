@@ -12,7 +12,7 @@ from cifar_jax.batch_norm import RULES
 from cifar_jax.command_line import parse
 from cifar_jax.config import validate
 from cifar_jax.data import load_dataset
-from cifar_jax.data.dataset import take
+from cifar_jax.data.dataset import hold_out, take
 from cifar_jax.errors import InputError
 from cifar_jax.files import read_rows
 from cifar_jax.table.lecture import LECTURE
@@ -21,7 +21,12 @@ from cifar_jax.workdir import check_workdir
 # Of the 50,000 training images.
 _HOLDOUT = 5000
 # Keys that the table chooses for each run, and how.
-_OURS = {"seed": "by --seeds", "data.holdout": "by --holdout", "norm.compare": "it compares all rules"}
+_OURS = {
+    "seed": "by --seeds",
+    "train.seeds": "by --seeds",
+    "data.holdout": "by --holdout",
+    "norm.compare": "it compares all rules",
+}
 
 
 class Group(NamedTuple):
@@ -48,7 +53,7 @@ class Group(NamedTuple):
     def seeded(self, seed: int) -> ConfigDict:
         """The config of one run."""
         config = self.config.copy_and_resolve_references()
-        config.seed = seed
+        config.seed, config.train.seeds = seed, 1
         return config
 
 
@@ -138,12 +143,7 @@ def check(groups: Sequence[Group], workdir: Path) -> None:
         data = group.config.data
         if (data.name, data.dir) not in loaded:
             loaded = {(data.name, data.dir): load_dataset(data.name, data.dir)}  # one at a time
-        images = len(take(loaded[data.name, data.dir], data.limit_train, data.limit_test).train.labels)
-        if group.holdout >= images:
-            raise InputError(
-                f"--holdout must be less than the number of training images, {images}, or 0 for no companions, got "
-                f"{group.holdout}."
-            )
+        hold_out(take(loaded[data.name, data.dir], data.limit_train, data.limit_test), data.holdout)
 
 
 def _runs(groups: Sequence[Group]) -> Iterator[tuple[Group, int]]:
