@@ -211,7 +211,7 @@ def learning_rates(rates: dict[str, list[tuple[int, float]]]) -> Chart:
         "recipe:N", title=None, scale=_scale(names, _COLORS), legend=alt.Legend(columns=1, symbolSize=500)
     )  # fmt: skip
     dash = alt.StrokeDash("recipe:N", title=None, scale=_scale(names, _DASHES))
-    lines = alt.Chart(_named(data, "rows", rows)).mark_line(interpolate="step-after", strokeWidth=2).encode(
+    lines = alt.Chart(_named(data, "rows", rows)).mark_line(interpolate="step", strokeWidth=2).encode(
         x=alt.X("epoch:Q", **_epochs(tips)), y=alt.Y("lr:Q", title="Learning rate"), color=color, strokeDash=dash
     )  # fmt: skip
     layers = [lines, *_reading(data, list(tips.values()), {f"v{i}": name for i, name in enumerate(names)})]
@@ -277,14 +277,18 @@ def confusion(analyses: dict[str, Analysis], chosen: str) -> Chart:
     order = list(dict.fromkeys(
         f"{i} {plain(name)}" for analysis in analyses.values() for i, name in enumerate(analysis.group_names, 1)
     ))  # fmt: skip
+    # Named in full, since a network need not give every answer.
+    numbers = list(range(1, max(len(analysis.group_names) for analysis in analyses.values()) + 1))
     columns = alt.Axis(labelAngle=0, labelOverlap=True, labelFontSize=10, grid=False)
     # The chart's colour shines through less where the share is small; the root makes rare confusions visible.
     opacity = alt.FillOpacity(
         "percent:Q", title=None, legend=None, scale=alt.Scale(type="sqrt", domain=[0, 100], range=[0, 1])
     )
     chart = _only_chosen(data, "rows", rows).mark_rect(fill=_COLORS[0], stroke="var(--line)", strokeWidth=0.5).encode(
-        x=alt.X("answer:O", title="Answered, by number", axis=columns),
-        y=alt.Y("true:N", title="True", sort=order, axis=alt.Axis(grid=False, labelFontSize=11)),
+        x=alt.X("answer:O", title="Answered, by number", axis=columns, scale=alt.Scale(domain=numbers)),
+        y=alt.Y(
+            "true:N", title="True", axis=alt.Axis(grid=False, labelFontSize=11), scale=alt.Scale(domain=order)
+        ),
         fillOpacity=opacity,
         tooltip=[
             alt.Tooltip("right:N", title="true"), alt.Tooltip("answered:N"),
@@ -386,7 +390,9 @@ def _epochs(epochs: Iterable[int]) -> dict:
     first, last = min(epochs), max(epochs)
     room = 0 if first < last else 0.5
     scale = alt.Scale(domain=[first - room, last + room], nice=False, zero=False)
-    return {"title": "Epoch", "axis": alt.Axis(tickMinStep=1, format="d"), "scale": scale}
+    # Vega puts ticks between whole numbers where there are few of them.
+    every = {"values": list(range(first, last + 1))} if last - first < 10 else {}
+    return {"title": "Epoch", "axis": alt.Axis(tickMinStep=1, format="d", **every), "scale": scale}
 
 
 def _reading(data: dict[str, list[dict]], rows: list[dict], titles: dict[str, str]) -> list[alt.Chart]:
