@@ -38,6 +38,7 @@ def reports(monkeypatch):
         (("--seeds=0",), "--seeds must be an integer of at least 1, got '0'"),
         (("--parallel=two",), "--parallel must be an integer of at least 1, got 'two'"),
         (("--holdout=-1",), "--holdout must be an integer of at least 0, got '-1'"),
+        (("--configs", "configs/cnn6_adam.py", "none.py"), "--configs must name config files, such as"),
         (("--epochs=0",), "train.epochs must be an integer of at least 1, got 0"),
         (("--dtype=half",), "dtype must be one of float32, bfloat16, float64, got 'half'"),
         (("--limit_train=few",), "data.limit_train must be an integer of at least 0, got 'few'"),
