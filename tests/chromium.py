@@ -4,11 +4,13 @@ Source: https://chromedevtools.github.io/devtools-protocol/, --remote-debugging-
 """
 
 import base64
+import contextlib
+import fcntl
 import json
 import os
 import select
 import shutil
-import subprocess
+import signal
 import time
 from pathlib import Path
 
@@ -25,14 +27,14 @@ class Page:
     def __init__(self, profile: Path, *, timeout: float = 60):
         to_browser, self._write = os.pipe()
         self._read, from_browser = os.pipe()
-        # Chromium reads its commands from descriptor 3 and answers on 4.
-        command = ["sh", "-c", f'exec "$@" 3<&{to_browser} 4>&{from_browser}', "sh", PROGRAM]
-        self._process = subprocess.Popen(
-            [*command, *_FLAGS, f"--user-data-dir={profile}", "about:blank"],
-            pass_fds=(to_browser, from_browser), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        os.close(to_browser)
-        os.close(from_browser)
+        # Chromium reads its commands from descriptor 3 and answers on 4; no pipe may lie in the other's way there.
+        ends = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in (to_browser, from_browser)]
+        actions = [(os.POSIX_SPAWN_DUP2, ends[0], 3), (os.POSIX_SPAWN_DUP2, ends[1], 4)]
+        actions += [(os.POSIX_SPAWN_OPEN, stream, os.devnull, os.O_RDWR, 0) for stream in (0, 1, 2)]
+        arguments = [PROGRAM, *_FLAGS, f"--user-data-dir={profile}", "about:blank"]
+        self._process = os.posix_spawn(PROGRAM, arguments, os.environ, file_actions=actions)
+        for end in (to_browser, from_browser, *ends):
+            os.close(end)
         self._timeout, self._buffer, self._number, self._session = timeout, b"", 0, None
         self.events = []
         targets = self("Target.getTargets")["targetInfos"]
@@ -112,9 +114,9 @@ class Page:
 
     def press(self, key: str) -> None:
         """Presses and releases a key, such as Tab."""
-        code = {"Tab": 9, "Enter": 13}[key]
+        code, text = {"Tab": (9, ""), "Enter": (13, "\r")}[key]
         for kind in ("keyDown", "keyUp"):
-            self("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
+            self("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, text=text)
 
     def screenshot(self, path: Path, *, whole: bool = True) -> None:
         """Writes a PNG of the page, or of the window."""
@@ -122,11 +124,13 @@ class Page:
 
     def close(self) -> None:
         """Ends the browser."""
-        try:
-            self._session = None
+        self._session = None
+        with contextlib.suppress(OSError, RuntimeError, TimeoutError):
             self("Browser.close")
-            self._process.wait(20)
-        except (OSError, RuntimeError, TimeoutError, subprocess.TimeoutExpired):
-            self._process.kill()
+        end = time.monotonic() + 20
+        while os.waitpid(self._process, os.WNOHANG) == (0, 0):
+            if time.monotonic() > end:
+                os.kill(self._process, signal.SIGKILL)
+            time.sleep(0.05)
         os.close(self._write)
         os.close(self._read)

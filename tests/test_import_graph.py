@@ -16,23 +16,26 @@ MODULES = {
 # Each module may import those that stand in a row above its own.
 LAYERS = [
     {"errors", "interrupt", "progress", "provenance", "batch_norm", "losses", "transforms", "schedules", "torch_random"}
-    | {"report", "report.curves", "report.ledger_page", "report.lockstep_plot", "report.record"}
-    | {"files", "table", "table.lecture"},
-    {"table.cells", "layers", "optimizers", "devices", "data.dataset", "data.order"},
-    {"table.document", "models", "state", "data", "data.cifar", "data.cache", "data.download", "data.shapes"},
-    {"steps", "config", "table.markdown"},
-    {"checkpoint", "workdir", "command_line"},
-    {"experiment", "table.plan"},
+    | {"report", "report.curves", "report.lockstep_plot", "report.record", "report.shell", "report.summaries"}
+    | {"report.wording", "files", "table", "table.lecture"},
+    {"table.cells", "layers", "optimizers", "devices", "data.dataset", "data.order", "report.ledger_page"},
+    {"table.document", "models", "state", "data", "data.cifar", "data.cache", "data.download", "data.shapes"}
+    | {"report.analysis", "report.recipes"},
+    {"steps", "config", "table.markdown", "report.charts", "report.html_tables"},
+    {"checkpoint", "workdir", "command_line", "report.sections"},
+    {"experiment", "table.plan", "report.page"},
     {"phases", "table.record"},
-    {"train", "table.launch", "table.watch"},
+    {"train", "table.launch", "table.watch", "report.predictions"},
     {"table.worker", "report.write"},
-    {"table.__main__"},
+    {"table.__main__", "report.__main__"},
 ]
 INSIDE = {"data": {"data.cifar", "data.cache", "data.shapes", "data.download"}}
 ONLY_IN = {
     "torch": ("parity", "benchmark"),
     "safetensors": ("parity",),
     "matplotlib": ("report",),
+    "altair": ("report",),
+    "vl_convert": ("report",),
     "tensorflow_datasets": ("data",),
     "tensorflow": (),
     "configs": (),

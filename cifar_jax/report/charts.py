@@ -3,8 +3,9 @@
 Colours are the page's CSS variables, which a browser resolves inside an SVG; a PNG gets their light values.
 """
 
+import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import altair as alt
@@ -24,7 +25,9 @@ _LIGHT |= {f"var(--series{i})": light for i, (light, _) in enumerate(SERIES)}
 # Beside long labels a phone has no room for a legend in one row.
 _COLUMN = alt.Legend(columns=1)
 # A recipe's network above its name, so that a phone has room for more than the labels.
-_TWO_LINES = alt.Axis(labelExpr=f"split(datum.label, '{SEPARATOR}')")
+_TWO_LINES = alt.Axis(labelExpr=f"split(datum.label, '{SEPARATOR}')", labelOffset=-7)
+_FEW_TICKS = alt.Axis(tickCount=6)
+_NEAR = alt.Scale(zero=False, nice=True)
 _COLORS = [f"var(--series{i})" for i in range(len(SERIES))]
 _SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down"]
 _BAR = "M-0.25,-1H0.25V1H-0.25Z"
@@ -56,6 +59,7 @@ class Chart(NamedTuple):
     id: of its element, and the name of its PNG.
     title: for the PNG; on the page a heading says it.
     alternative: what it shows, in a sentence, for those who do not see it.
+    data: the rows that it draws, by the names that it knows them by.
     subtitle: for the PNG too.
     """
 
@@ -63,11 +67,13 @@ class Chart(NamedTuple):
     title: str
     alternative: str
     chart: alt.TopLevelMixin
+    data: dict[str, list[dict]]
     subtitle: str = ""
 
 
 def results(cells: Sequence[tuple[Recipe, dict]]) -> Chart:
     """Maximum test accuracy of every seed, mean and deviation, and the lecture's figure, by recipe."""
+    data: dict[str, list[dict]] = {}
     seeds, means, lecture = [], [], []
     for recipe, cell in cells:
         if cell["lecture"] is not None:
@@ -76,7 +82,7 @@ def results(cells: Sequence[tuple[Recipe, dict]]) -> Chart:
             sd = stat["sd"] or 0.0
             seeds += [{"recipe": recipe.title, "accuracy": _round(v), "what": "one seed"} for v in stat["values"]]
             means.append({
-                "recipe": recipe.title, "accuracy": _round(stat["mean"]), "what": "mean, deviation", "text": spread(stat),
+                "recipe": recipe.title, "accuracy": _round(stat["mean"]), "text": spread(stat),
                 "low": _round(stat["mean"] - sd), "high": _round(stat["mean"] + sd),
             })  # fmt: skip
     what = ["one seed", "mean, deviation", "lecture"]
@@ -87,20 +93,20 @@ def results(cells: Sequence[tuple[Recipe, dict]]) -> Chart:
         "what:N", title=None, legend=_COLUMN, scale=alt.Scale(domain=what, range=["circle", _BAR, "diamond"])
     )
     y = alt.Y("recipe:N", title=None, sort=[recipe.title for recipe, _ in cells], axis=_TWO_LINES)
-    axis = {"title": "Maximum test accuracy (%)", "scale": alt.Scale(zero=False, nice=True)}
+    axis = {"title": "Maximum test accuracy (%)", "scale": _NEAR, "axis": _FEW_TICKS}
     x = alt.X("accuracy:Q", **axis)
     tip = [alt.Tooltip("recipe:N", title="recipe"), alt.Tooltip("accuracy:Q", title="accuracy (%)", format=".2f")]
     layers = [
-        alt.Chart(_data(means)).mark_rule(strokeWidth=2, color=_COLORS[0]).encode(
+        alt.Chart(_named(data, "means", means)).mark_rule(strokeWidth=2, color=_COLORS[0]).encode(
             y=y, x=alt.X("low:Q", **axis), x2="high:Q"
         ),
-        alt.Chart(_data(seeds)).mark_point(filled=True, size=30, opacity=0.55).encode(
+        alt.Chart(_named(data, "seeds", seeds)).mark_point(filled=True, size=30, opacity=0.55).encode(
             y=y, x=x, color=color, shape=shape, tooltip=[*tip, alt.Tooltip("what:N", title="is")]
         ),
-        alt.Chart(_data(means)).mark_tick(thickness=3, size=18, color=_COLORS[0]).encode(
+        alt.Chart(_named(data, "means", means)).mark_tick(thickness=3, size=18, color=_COLORS[0], opacity=1).encode(
             y=y, x=x, tooltip=[tip[0], alt.Tooltip("text:N", title="mean ± deviation")]
         ),
-        alt.Chart(_data(lecture)).mark_point(filled=True, size=60, opacity=1).encode(
+        alt.Chart(_named(data, "lecture", lecture)).mark_point(filled=True, size=60, opacity=1).encode(
             y=y, x=x, color=color, shape=shape, tooltip=[*tip, alt.Tooltip("what:N", title="is")]
         ),
     ]  # fmt: skip
@@ -110,12 +116,13 @@ def results(cells: Sequence[tuple[Recipe, dict]]) -> Chart:
     )
     return Chart(
         "results", "Maximum test accuracy", f"Maximum test accuracy in percent. {sentence}.",
-        alt.layer(*layers).properties(height=_ROW * len(cells)),
+        alt.layer(*layers).properties(height=_ROW * len(cells)), data,
     )  # fmt: skip
 
 
 def norm_rules(cells: Sequence[tuple[Recipe, dict]]) -> Chart:
     """The last epoch's test accuracy under each rule for BatchNorm's running averages, by recipe."""
+    data: dict[str, list[dict]] = {}
     rows, names = [], []
     for recipe, cell in cells:
         for rule, under in cell["rules"].items():
@@ -123,9 +130,9 @@ def norm_rules(cells: Sequence[tuple[Recipe, dict]]) -> Chart:
                 names += [rule] if rule not in names else []
                 row = {"recipe": recipe.title, "rule": rule, "accuracy": _round(stat["mean"]), "text": spread(stat)}
                 rows.append(row)
-    chart = alt.Chart(_data(rows)).mark_point(filled=True, size=70, opacity=0.85).encode(
+    chart = alt.Chart(_named(data, "rows", rows)).mark_point(filled=True, size=70, opacity=0.85).encode(
         y=alt.Y("recipe:N", title=None, sort=[recipe.title for recipe, _ in cells], axis=_TWO_LINES),
-        x=alt.X("accuracy:Q", title="Test accuracy, last epoch (%)", scale=alt.Scale(zero=False, nice=True)),
+        x=alt.X("accuracy:Q", title="Test accuracy, last epoch (%)", scale=_NEAR, axis=_FEW_TICKS),
         color=alt.Color("rule:N", title=None, legend=_COLUMN, scale=_scale(names, _COLORS)),
         shape=alt.Shape("rule:N", title=None, legend=_COLUMN, scale=_scale(names, _SHAPES)),
         tooltip=[
@@ -136,7 +143,8 @@ def norm_rules(cells: Sequence[tuple[Recipe, dict]]) -> Chart:
     sentence = "; ".join(f"{row['recipe']} by {row['rule']}'s rule: {row['text']}" for row in rows)
     return Chart(
         "norm-rules", "BatchNorm's running averages by three rules",
-        f"Test accuracy in percent after the last epoch. {sentence}.", chart.properties(height=_ROW * len({row["recipe"] for row in rows})),
+        f"Test accuracy in percent after the last epoch. {sentence}.",
+        chart.properties(height=_ROW * len({row["recipe"] for row in rows})), data,
     )  # fmt: skip
 
 
@@ -148,6 +156,7 @@ def curves(
     `curves` has, of each recipe's name and each phase, pairs of epoch and statistic. `styles` are the names of all
     networks' recipes, so that one looks the same in all their charts.
     """
+    data: dict[str, list[dict]] = {}
     names = list(curves)
     rows, tips = [], {}
     for i, (name, phases) in enumerate(curves.items()):
@@ -159,22 +168,15 @@ def curves(
                 marked = epoch % _MARK_EVERY == 0 or epoch == phases[phase][-1][0]
                 rows.append(row | ({"mark": True} if marked else {}))
                 tips.setdefault(epoch, {"epoch": epoch})[f"v{i}{j}"] = spread(stat)
-    x = alt.X("epoch:Q", title="Epoch", axis=alt.Axis(tickMinStep=1, format="d"), scale=alt.Scale(nice=False))
+    x = alt.X("epoch:Q", **_epochs(tips))
     y = alt.Y("mean:Q", title=title, scale=alt.Scale(zero=False))
     places = [list(styles).index(name) for name in names]
     color = alt.Color("recipe:N", title=None, scale=_scale(names, _COLORS, places))
     shape = alt.Shape("recipe:N", title=None, scale=_scale(names, _SHAPES, places))
     line = alt.Legend(symbolStrokeColor="var(--text)", symbolSize=500)
     dash = alt.StrokeDash("phase:N", title=None, scale=_scale(PHASES, _DASHES), legend=line)
-    base = alt.Chart(_data(rows))
-    hover = alt.selection_point(
-        name="hover", fields=["epoch"], nearest=True, on="pointermove", clear="pointerout", empty=False
-    )
-    tooltip = [alt.Tooltip("epoch:Q", title="epoch")]
-    tooltip += [
-        alt.Tooltip(f"v{i}{j}:N", title=f"{name}, {phase}")
-        for i, name in enumerate(names) for j, phase in enumerate(PHASES)
-    ]  # fmt: skip
+    base = alt.Chart(_named(data, "rows", rows))
+    titles = {f"v{i}{j}": f"{name}, {phase}" for i, name in enumerate(names) for j, phase in enumerate(PHASES)}
     layers = [
         base.mark_area(opacity=0.2).encode(
             x=x, y=alt.Y("low:Q", title=title), y2="high:Q", color=color, detail="phase:N"
@@ -183,9 +185,7 @@ def curves(
         base.mark_point(filled=True, size=40, opacity=1).transform_filter("datum.mark").encode(
             x=x, y=y, color=color, shape=shape
         ),
-        alt.Chart(_data(list(tips.values()))).mark_rule(color="var(--dim)").encode(
-            x=x, opacity=alt.condition(hover, alt.value(1), alt.value(0)), tooltip=tooltip
-        ).add_params(hover),
+        *_reading(data, list(tips.values()), titles),
     ]  # fmt: skip
     ends = "; ".join(
         f"{name}, {phase}: {spread(phases[phase][-1][1])} after epoch {phases[phase][-1][0]}"
@@ -194,34 +194,37 @@ def curves(
     heading = f"{network}: {quantity}" if network else quantity.capitalize()
     return Chart(
         id, heading, f"{title} by epoch, mean and deviation over seeds. {ends}.",
-        alt.layer(*layers).properties(height=260),
+        alt.layer(*layers).properties(height=260), data,
     )  # fmt: skip
 
 
 def learning_rates(rates: dict[str, list[tuple[int, float]]]) -> Chart:
     """The learning rate of each epoch, by the name of the recipes that share it."""
+    data: dict[str, list[dict]] = {}
     names = list(rates)
     rows = [{"recipe": name, "epoch": epoch, "lr": lr} for name, pairs in rates.items() for epoch, lr in pairs]
+    tips = {}
+    for i, pairs in enumerate(rates.values()):
+        for epoch, lr in pairs:
+            tips.setdefault(epoch, {"epoch": epoch})[f"v{i}"] = f"{lr:.4g}"
     color = alt.Color(
         "recipe:N", title=None, scale=_scale(names, _COLORS), legend=alt.Legend(columns=1, symbolSize=500)
-    )
+    )  # fmt: skip
     dash = alt.StrokeDash("recipe:N", title=None, scale=_scale(names, _DASHES))
-    x = alt.X("epoch:Q", title="Epoch", axis=alt.Axis(tickMinStep=1, format="d"), scale=alt.Scale(nice=False))
-    tooltip = [alt.Tooltip("recipe:N", title="recipe"), alt.Tooltip("epoch:Q"), alt.Tooltip("lr:Q", format=".4g")]
-    y = alt.Y("lr:Q", title="Learning rate")
-    base = alt.Chart(_data(rows))
-    lines = base.mark_line(interpolate="step-after", strokeWidth=2).encode(x=x, y=y, color=color, strokeDash=dash)
-    # Lines have no value under the pointer; these points do.
-    points = base.mark_point(size=150, opacity=0, filled=True).encode(x=x, y=y, tooltip=tooltip)
+    lines = alt.Chart(_named(data, "rows", rows)).mark_line(interpolate="step", strokeWidth=2).encode(
+        x=alt.X("epoch:Q", **_epochs(tips)), y=alt.Y("lr:Q", title="Learning rate"), color=color, strokeDash=dash
+    )  # fmt: skip
+    layers = [lines, *_reading(data, list(tips.values()), {f"v{i}": name for i, name in enumerate(names)})]
     sentence = "; ".join(f"{name}: from {p[0][1]:.4g} to {p[-1][1]:.4g}" for name, p in rates.items())
     return Chart(
         "learning-rates", "Learning rates", f"Learning rate by epoch. {sentence}.",
-        alt.layer(lines, points).properties(height=220),
+        alt.layer(*layers).properties(height=220), data,
     )  # fmt: skip
 
 
 def groups(analyses: dict[str, Analysis], chosen: str) -> Chart:
     """Accuracy of every class, and the mean of each group, of the chosen recipe."""
+    data: dict[str, list[dict]] = {}
     dots, means = [], []
     for config, analysis in analyses.items():
         for number, stat in enumerate(analysis.by_class):
@@ -244,22 +247,23 @@ def groups(analyses: dict[str, Analysis], chosen: str) -> Chart:
     x = alt.X("accuracy:Q", title="Test accuracy (%)", scale=alt.Scale(domain=[0, 100]))
     group_tip, value_tip = alt.Tooltip("group:N", title="group"), alt.Tooltip("text:N", title="accuracy (%)")
     chart = alt.layer(
-        _only_chosen(means).mark_tick(thickness=3, size=14, color=_COLORS[1]).encode(
+        _only_chosen(data, "means", means).mark_tick(thickness=3, size=14, color=_COLORS[1], opacity=1).encode(
             y=y, x=x, tooltip=[group_tip, value_tip]
         ),
-        _only_chosen(dots).mark_point(filled=True, size=45, opacity=0.7, color=_COLORS[0]).encode(
+        _only_chosen(data, "dots", dots).mark_point(filled=True, size=45, opacity=0.7, color=_COLORS[0]).encode(
             y=y, x=x, tooltip=[alt.Tooltip("class:N", title="class"), group_tip, value_tip]
         ),
     )  # fmt: skip
     return Chart(
-        "classes", "Test accuracy by class", "Test accuracy of every class (dots) and of each superclass (bars), of the "
-        "recipe that is chosen; the table below has all values.",
-        _with_choice(chart, chosen).properties(height=_SMALL_ROW * len(order)),
+        "classes", "Test accuracy by class", "Test accuracy of every class (dots) and of each superclass (bars), of "
+        "the recipe that is chosen; the table below has all values.",
+        _with_choice(chart, chosen).properties(height=_SMALL_ROW * len(order)), data,
     )  # fmt: skip
 
 
 def confusion(analyses: dict[str, Analysis], chosen: str) -> Chart:
     """Answered group by true group, percent of the row, of the chosen recipe."""
+    data: dict[str, list[dict]] = {}
     rows = [
         {
             "config": config, "answer": answer, "percent": _round(value, 1), "right": plain(names[true]),
@@ -273,14 +277,18 @@ def confusion(analyses: dict[str, Analysis], chosen: str) -> Chart:
     order = list(dict.fromkeys(
         f"{i} {plain(name)}" for analysis in analyses.values() for i, name in enumerate(analysis.group_names, 1)
     ))  # fmt: skip
+    # Named in full, since a network need not give every answer.
+    numbers = list(range(1, max(len(analysis.group_names) for analysis in analyses.values()) + 1))
     columns = alt.Axis(labelAngle=0, labelOverlap=True, labelFontSize=10, grid=False)
     # The chart's colour shines through less where the share is small; the root makes rare confusions visible.
     opacity = alt.FillOpacity(
         "percent:Q", title=None, legend=None, scale=alt.Scale(type="sqrt", domain=[0, 100], range=[0, 1])
     )
-    chart = _only_chosen(rows).mark_rect(fill=_COLORS[0], stroke="var(--line)", strokeWidth=0.5).encode(
-        x=alt.X("answer:O", title="Answered, by number", axis=columns),
-        y=alt.Y("true:N", title="True", sort=order, axis=alt.Axis(grid=False, labelFontSize=11)),
+    chart = _only_chosen(data, "rows", rows).mark_rect(fill=_COLORS[0], stroke="var(--line)", strokeWidth=0.5).encode(
+        x=alt.X("answer:O", title="Answered, by number", axis=columns, scale=alt.Scale(domain=numbers)),
+        y=alt.Y(
+            "true:N", title="True", axis=alt.Axis(grid=False, labelFontSize=11), scale=alt.Scale(domain=order)
+        ),
         fillOpacity=opacity,
         tooltip=[
             alt.Tooltip("right:N", title="true"), alt.Tooltip("answered:N"),
@@ -290,12 +298,13 @@ def confusion(analyses: dict[str, Analysis], chosen: str) -> Chart:
     return Chart(
         "confusion", "Confusion by superclass", "How the images of each superclass are answered, in percent, of the "
         "recipe that is chosen; the tables below have all values.",
-        _with_choice(chart, chosen).properties(height=_SMALL_ROW * len(order)),
+        _with_choice(chart, chosen).properties(height=_SMALL_ROW * len(order)), data,
     )  # fmt: skip
 
 
 def calibration(analyses: dict[str, Analysis], chosen: str) -> Chart:
     """Accuracy by confidence, and how many answers have it, of the chosen recipe."""
+    data: dict[str, list[dict]] = {}
     rows = []
     for config, analysis in analyses.items():
         result = analysis.calibration
@@ -316,8 +325,8 @@ def calibration(analyses: dict[str, Analysis], chosen: str) -> Chart:
         alt.Tooltip("accuracy:Q", title="accuracy (%)", format=".1f"),
         alt.Tooltip("share:Q", title="share of answers (%)", format=".1f"),
     ]
-    base = _only_chosen(rows)
-    diagonal = alt.Chart(_data([{"confidence": v, "accuracy": v} for v in (0, 100)]))
+    base = _only_chosen(data, "rows", rows)
+    diagonal = alt.Chart(_named(data, "diagonal", [{"confidence": v, "accuracy": v} for v in (0, 100)]))
     chart = alt.layer(
         base.mark_rect(color="var(--dim)", opacity=0.3).encode(
             x=alt.X("low:Q", **x_axis), x2="high:Q", y=alt.Y("zero:Q", **y_axis), y2="share:Q", tooltip=tooltip,
@@ -329,7 +338,7 @@ def calibration(analyses: dict[str, Analysis], chosen: str) -> Chart:
     return Chart(
         "calibration", "Calibration", "Accuracy by confidence of the recipe that is chosen, beside the dashed line of "
         "perfect calibration, and the share of answers in each bin; the table below has all values.",
-        _with_choice(chart, chosen).properties(height=280),
+        _with_choice(chart, chosen).properties(height=280), data,
     )  # fmt: skip
 
 
@@ -338,9 +347,10 @@ def for_page(chart: Chart) -> dict:
     fitted = chart.chart.properties(
         width="container", autosize=alt.AutoSizeParams(type="fit-x", contains="padding"), description=chart.alternative
     )  # fmt: skip
-    return fitted.to_dict() | {"config": _CONFIG}
+    return fitted.to_dict() | {"config": _CONFIG, "datasets": chart.data}
 
 
+@functools.cache
 def bundle() -> str:
     """The JavaScript that draws these descriptions, in one piece that loads nothing."""
     return vl_convert.javascript_bundle(vl_version=_VEGA_LITE)
@@ -349,7 +359,8 @@ def bundle() -> str:
 def png(chart: Chart) -> bytes:
     """A picture for papers and slides: light, 1440 pixels wide and more for labels."""
     title = alt.Title(chart.title, subtitle=chart.subtitle, anchor="start", fontSize=15, subtitleFontSize=12, offset=10)
-    spec = json.dumps(chart.chart.properties(width=480, title=title).to_dict() | {"config": _CONFIG})
+    drawn = chart.chart.properties(width=480, title=title).to_dict()
+    spec = json.dumps(drawn | {"config": _CONFIG, "datasets": chart.data})
     for variable, color in _LIGHT.items():
         spec = spec.replace(variable, color)
     return vl_convert.vegalite_to_png(spec, vl_version=_VEGA_LITE, scale=3)
@@ -359,8 +370,13 @@ def png(chart: Chart) -> bytes:
 _VEGA_LITE = ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
 
 
-def _data(rows: list[dict]) -> alt.InlineData:
-    return alt.InlineData(values=rows)
+def _named(data: dict[str, list[dict]], name: str, rows: list[dict]) -> alt.NamedData:
+    """Puts rows into a chart's data, and gives the reference to them.
+
+    Altair would check and copy every row of data inside a chart again and again.
+    """
+    data[name] = rows
+    return alt.NamedData(name=name)
 
 
 def _scale(names: Sequence[str], values: Sequence, places: Sequence[int] | None = None) -> alt.Scale:
@@ -369,8 +385,39 @@ def _scale(names: Sequence[str], values: Sequence, places: Sequence[int] | None 
     return alt.Scale(domain=list(names), range=[values[place % len(values)] for place in places])
 
 
-def _only_chosen(rows: list[dict]) -> alt.Chart:
-    return alt.Chart(_data(rows)).transform_filter(f"datum.config == {CHOSEN}")
+def _epochs(epochs: Iterable[int]) -> dict:
+    """An axis from the first to the last epoch, with whole numbers."""
+    first, last = min(epochs), max(epochs)
+    room = 0 if first < last else 0.5
+    scale = alt.Scale(domain=[first - room, last + room], nice=False, zero=False)
+    # Vega puts ticks between whole numbers where there are few of them.
+    every = {"values": list(range(first, last + 1))} if last - first < 10 else {}
+    return {"title": "Epoch", "axis": alt.Axis(tickMinStep=1, format="d", **every), "scale": scale}
+
+
+def _reading(data: dict[str, list[dict]], rows: list[dict], titles: dict[str, str]) -> list[alt.Chart]:
+    """Two layers: a line at the epoch that is pointed at, and what shows its values, wherever in its column that is.
+
+    Not Vega-Lite's `nearest`, whose tooltips know numbers only.
+    """
+    pointed = alt.selection_point(name="pointed", fields=["epoch"], on="pointerover", clear="pointerout", empty=False)
+    axis = _epochs([row["epoch"] for row in rows])
+    columns = [row | {"left": row["epoch"] - 0.5, "right": row["epoch"] + 0.5} for row in rows]
+    base = alt.Chart(_named(data, "columns", columns))
+    tooltip = [alt.Tooltip("epoch:Q", title="epoch")]
+    tooltip += [alt.Tooltip(f"{key}:N", title=title) for key, title in titles.items()]
+    return [
+        base.mark_rule(color="var(--dim)").encode(
+            x=alt.X("epoch:Q", **axis), opacity=alt.condition(pointed, alt.value(1), alt.value(0))
+        ),
+        base.mark_rect(opacity=0, clip=True)
+        .encode(x=alt.X("left:Q", **axis), x2="right:Q", tooltip=tooltip)
+        .add_params(pointed),
+    ]
+
+
+def _only_chosen(data: dict[str, list[dict]], name: str, rows: list[dict]) -> alt.Chart:
+    return alt.Chart(_named(data, name, rows)).transform_filter(f"datum.config == {CHOSEN}")
 
 
 def _with_choice(chart: alt.TopLevelMixin, chosen: str) -> alt.TopLevelMixin:

@@ -16,7 +16,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, label: str, w
     """A table in a region that scrolls by itself, by keyboard too.
 
     Args:
-      header: text of the column heads; HTML where it begins with "<".
+      header: text of the column heads.
       rows: text of the cells, the first of each row its head.
       label: what the table shows, for screen readers.
       words: how many of the first columns hold words; the others are set as numbers.
@@ -25,7 +25,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, label: str, w
     def cell(value: str, place: int, *, head: bool) -> str:
         tag, scope = ("th", "col" if head else "row") if head or not place else ("td", "")
         attributes = (f' scope="{scope}"' if scope else "") + (' class="n"' if place >= words else "")
-        return f"<{tag}{attributes}>{value if value.startswith('<') else html.escape(value)}</{tag}>"
+        return f"<{tag}{attributes}>{html.escape(value)}</{tag}>"
 
     def line(values: Sequence[str], *, head: bool) -> str:
         return "<tr>" + "".join(cell(value, place, head=head) for place, value in enumerate(values)) + "</tr>"
@@ -122,8 +122,7 @@ def classes(analyses: dict[str, Analysis], titles: dict[str, str]) -> str:
 
 def confusion(analysis: Analysis) -> str:
     """Percent of the images of each row's superclass that are answered with each column's, by number."""
-    names = [html.escape(plain(name)) for name in analysis.group_names]
-    header = ["true, answered", *(f'<abbr title="{name}">{i}</abbr>' for i, name in enumerate(names, 1))]
+    header = ["true, answered", *(str(i) for i in range(1, len(analysis.group_names) + 1))]
     rows = [
         [f"{i} {plain(name)}", *("" if np.isnan(value) else f"{value:.1f}" for value in line)]
         for i, (name, line) in enumerate(zip(analysis.group_names, analysis.confusion, strict=True), 1)

@@ -35,8 +35,7 @@ figure { min-width: 0; }
 thead th { vertical-align: bottom; } td, tbody th { white-space: nowrap; } th.n { white-space: normal; }
 th, td { padding: 0.3rem 1rem 0.3rem 0; }
 tbody th:first-child { position: sticky; left: 0; background: var(--page); font-weight: normal; }
-@media (max-width: 40rem) { tbody th:first-child { white-space: normal; max-width: 7.5rem; } }
-abbr { text-decoration: none; }
+@media (max-width: 40rem) { tbody th:first-child { white-space: normal; min-width: 7.2rem; } }
 summary { cursor: pointer; padding: 0.3rem 0; color: var(--link); }
 summary:focus-visible, select:focus-visible { outline: 3px solid var(--link); outline-offset: 2px; }
 [hidden] { display: none !important; }
@@ -52,10 +51,12 @@ select { font: inherit; color: inherit; background: var(--soft); border: 1px sol
 #vg-tooltip-element { visibility: hidden; position: fixed; z-index: 9; padding: 0.4rem 0.6rem; pointer-events: none;
   font-size: 0.8rem; color: var(--text); background: var(--soft); border: 1px solid var(--line);
   border-radius: 0.3rem; }
+@media (max-width: 40rem) { #vg-tooltip-element { left: 1rem !important; max-width: calc(100vw - 2rem); } }
 #vg-tooltip-element.visible { visibility: visible; }
 #vg-tooltip-element table { width: auto; font-size: inherit; }
 #vg-tooltip-element td { border: 0; padding: 0 0.3rem 0 0; white-space: normal; }
-#vg-tooltip-element td.key { color: var(--dim); text-align: right; } #vg-tooltip-element td.value { white-space: nowrap; }
+#vg-tooltip-element td.key { color: var(--dim); text-align: right; }
+#vg-tooltip-element td.value { white-space: nowrap; }
 """
 )
 
@@ -84,23 +85,23 @@ for (const [id, spec] of Object.entries(specs)) {
 """.replace("CHOSEN", charts.CHOSEN)
 
 
-def render(sections: Sequence[Section], *, summary: str, titles: dict[str, str], chosen: str | None) -> str:
+def render(parts: Sequence[Section], *, summary: str, titles: dict[str, str], chosen: str | None) -> str:
     """The page.
 
     Args:
-      sections: in order; those that show a chosen recipe stand together.
+      parts: in order; those that show a chosen recipe stand together.
       summary: the first paragraph, plain text.
       titles: of the configs that can be chosen.
       chosen: the first of them to be shown; None where there are none.
     """
-    links = "".join(f'<li><a href="#{each.id}">{html.escape(each.title)}</a></li>' for each in sections)
+    links = "".join(f'<li><a href="#{each.id}">{html.escape(each.title)}</a></li>' for each in parts)
     body, choice = [], _choice(titles, chosen) if chosen else ""
-    for each in sections:
+    for each in parts:
         if each.id in _CHOOSABLE and choice:
             body.append(choice)
             choice = ""
         body.append(_section(each))
-    specs = {chart.id: charts.for_page(chart) for each in sections for chart in each.charts}
+    specs = {chart.id: charts.for_page(chart) for each in parts for chart in each.charts}
     content = f"""<header>
 <h1>{html.escape(TITLE)}</h1>
 <p>{html.escape(summary)}</p>

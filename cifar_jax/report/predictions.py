@@ -1,8 +1,8 @@
 """What a finished run answers to every test image, worked out once and kept in the run's folder."""
 
 import functools
+import io
 import json
-import os
 from pathlib import Path
 
 import jax
@@ -15,6 +15,8 @@ from cifar_jax.config import FREE_ON_RESUME, flatten
 from cifar_jax.devices import compiler_options
 from cifar_jax.errors import InputError
 from cifar_jax.experiment import Experiment, build, prepare
+from cifar_jax.files import write_whole
+from cifar_jax.layers import running_stats
 from cifar_jax.report.summaries import Predictions, from_probabilities
 from cifar_jax.transforms import transform_eval
 from cifar_jax.workdir import read_config
@@ -47,23 +49,31 @@ def run_predictions(workdir: Path) -> Predictions:
         state, _ = checkpoints.restore(epochs, experiment.state)
     finally:
         checkpoints.close()
-    probabilities = class_probabilities(experiment, state.params, state.batch_stats)
-    predictions = from_probabilities(epochs, np.asarray(dataset.test.labels), probabilities)
+    batch_stats = running_stats(state.batch_stats)
+    probabilities = class_probabilities(experiment, state.params, batch_stats, dataset.test.images)
+    predictions = from_probabilities(epochs, dataset.test.labels, probabilities)
     _write(workdir / FILE, origin, predictions)
     return predictions
 
 
-def class_probabilities(experiment: Experiment, params, batch_stats) -> np.ndarray:
-    """The probability of every class for every test image, float32 `[n, classes]`, by the running statistics."""
-    x = experiment
-    n = len(x.test.labels)
+def class_probabilities(experiment: Experiment, params, batch_stats, images: np.ndarray) -> np.ndarray:
+    """The probability of every class for every image, float32 `[n, classes]`, by the running statistics.
+
+    `images`, uint8 `[n, 32, 32, 3]`, are in host memory.
+    """
+    x, n = experiment, len(images)
     order = np.arange(n, dtype=np.int32)
     batches = phases.unstack(steps.split_epoch(order, None, batch_size=x.eval_batch_size, sampler="shuffle"))
     score = _compiled(tuple(compiler_options().items()))
     parts = [
-        np.asarray(score(params, batch_stats, x.test.images, batch.indices, model=x.model, transform=x.transform))
+        np.asarray(
+            score(
+                params, batch_stats, images.take(batch.indices, axis=0, mode="clip"), model=x.model,
+                transform=x.transform,
+            )
+        )
         for batch in batches
-    ]
+    ]  # fmt: skip
     return np.concatenate(parts)[:n]
 
 
@@ -71,9 +81,9 @@ def class_probabilities(experiment: Experiment, params, batch_stats) -> np.ndarr
 def _compiled(options: tuple[tuple[str, str], ...]):
     """One program for all runs of the same network; compiled like the evaluation, so that answers are the same."""
 
-    def score(params, batch_stats, images, indices, *, model, transform):
+    def score(params, batch_stats, images, *, model, transform):
         dtype = jnp.promote_types(model.dtype, jnp.float32)
-        x = transform_eval(jnp.take(images, indices, axis=0, mode="clip"), transform, dtype=dtype)
+        x = transform_eval(images, transform, dtype=dtype)
         logits = model.apply({"params": params, "batch_stats": batch_stats}, x, train=False)
         return jax.nn.softmax(logits.astype(dtype)).astype(jnp.float32)
 
@@ -92,7 +102,6 @@ def _read(path: Path, origin: str) -> Predictions | None:
 
 
 def _write(path: Path, origin: str, predictions: Predictions) -> None:
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
-        np.savez_compressed(file, origin=np.array(origin), **predictions._asdict())
-    os.replace(partial, path)
+    file = io.BytesIO()
+    np.savez_compressed(file, origin=np.array(origin), **predictions._asdict())
+    write_whole(path, file.getvalue())

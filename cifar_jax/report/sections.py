@@ -29,6 +29,35 @@ class Section(NamedTuple):
     after: str = ""
 
 
+def sections(
+    table: dict,
+    recipes: Sequence[Recipe],
+    analyses: dict[str, Analysis],
+    *,
+    problems: Sequence[str],
+    pictures: Mapping[tuple[str, int], str] | None,
+) -> list[Section]:
+    """All that there is something to say for.
+
+    Args:
+      table: as `cifar_jax.table.document` describes it.
+      recipes: of the table.
+      analyses: by config, of those with finished runs.
+      problems: sentences on what is missing.
+      pictures: as `answers` takes them.
+    """
+    parts = [
+        results(table, recipes),
+        norm_rules(table, recipes),
+        curves(table, recipes),
+        learning_rates(table, recipes),
+    ]
+    if analyses:
+        titles = {recipe.config: recipe.title for recipe in recipes}
+        parts += answers(analyses, titles, best_config(analyses), pictures)
+    return [part for part in (*parts, origin(table, problems)) if part is not None]
+
+
 def details(summary: str, content: str) -> str:
     """Content that opens on demand."""
     return f"<details><summary>{html.escape(summary)}</summary>\n{content}\n</details>"
@@ -227,20 +256,16 @@ def origin(table: dict, problems: Sequence[str]) -> Section:
     """Command, commit, hardware and versions, and what is missing."""
     entries = {"Command": table["command"], "Commit": table["commit"], "Written": table["date"]}
     for number, each in enumerate(table["origins"], 1):
-        hardware = each["hardware"]
         name = "Runs" if len(table["origins"]) == 1 else f"Runs, origin {number}"
-        entries[name] = (
-            f"{', '.join(hardware['devices'])}; {hardware['processor']}, {hardware['cores']} cores, "
-            f"{hardware['memory_gib']} GiB; commit {each['commit']}; "
-            + ", ".join(f"{package} {version}" for package, version in each["versions"].items())
-        )
+        entries[name] = _machine(each)
     settings = table["settings"]
     entries["Settings"] = "; ".join(
         f"{key} {', '.join(map(str, value)) if isinstance(value, list) else value}"
         for key, value in settings.items() if value not in (None, [], 0)
     )  # fmt: skip
     rows = "".join(
-        f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(str(value))}</dd></div>" for name, value in entries.items()
+        f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value or 'unknown')}</dd></div>"
+        for name, value in entries.items()
     )
     begun = [run for run in table["runs"] if run["status"] != "done" and (run["epochs_done"] or run["message"])]
     missing = [
@@ -257,6 +282,17 @@ def origin(table: dict, problems: Sequence[str]) -> Section:
         lines = "".join(f"<li>{html.escape(line)}</li>" for line in missing)
         after = f"<h3>What is missing</h3><ul>{lines}</ul>"
     return Section("origin", "Where this comes from", f'<dl class="origin">{rows}</dl>', after=after)
+
+
+def _machine(origin: Mapping) -> str:
+    hardware, versions = origin["hardware"], origin["versions"]
+    parts = [
+        ", ".join(hardware["devices"]),
+        ", ".join(filter(None, [hardware["processor"], f"{hardware['cores']} cores", f"{hardware['memory_gib']} GiB"])),
+        f"commit {origin['commit']}" if origin["commit"] else "",
+        ", ".join(f"{package} {version}" for package, version in versions.items()),
+    ]
+    return "; ".join(filter(None, parts))
 
 
 def best_config(analyses: dict[str, Analysis]) -> str:

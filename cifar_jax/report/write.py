@@ -4,7 +4,7 @@ import base64
 import functools
 import importlib.util
 import io
-import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from cifar_jax.data import load_dataset
 from cifar_jax.data.dataset import Dataset, take
 from cifar_jax.errors import InputError
+from cifar_jax.files import write_whole
 from cifar_jax.report.analysis import Analysis, analyse
 from cifar_jax.report.predictions import run_predictions
 from cifar_jax.report.recipes import recipes
@@ -37,36 +38,37 @@ def write_report(table: dict, workdir: Path, out: Path, *, pictures: bool = Fals
       InputError: the libraries that draw are not installed.
     """
     require_libraries()
-    from cifar_jax.report import charts, page, sections
+    from cifar_jax.report import charts
+
+    analyses, datasets, problems = _analyses(table, workdir)
+    text, drawn = make_page(table, analyses, problems, _pictures(analyses, datasets) if pictures else None)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(out, text)
+    folder = out.parent / FIGURES
+    folder.mkdir(exist_ok=True)
+    for chart in drawn:
+        write_whole(folder / f"{chart.id}.png", charts.png(chart))
+    print(f"Report: {out} ({out.stat().st_size / 1e6:.1f} MB), PNG figures in {folder}", flush=True)
+
+
+def make_page(
+    table: dict,
+    analyses: dict[str, Analysis],
+    problems: Sequence[str],
+    pictures: Mapping[tuple[str, int], str] | None,
+) -> tuple[str, list]:
+    """The page's HTML, and its charts (`charts.Chart`); arguments as `sections.sections` takes them."""
+    from cifar_jax.report import page, sections
 
     named = recipes(table)
-    titles = {recipe.config: recipe.title for recipe in named}
-    analyses, datasets, problems = _analyses(table, workdir)
-    shown = _pictures(analyses, datasets) if pictures else None
-    parts = [
-        sections.results(table, named),
-        sections.norm_rules(table, named),
-        sections.curves(table, named),
-        sections.learning_rates(table, named),
-    ]
-    chosen = sections.best_config(analyses) if analyses else None
-    if chosen:
-        parts += sections.answers(analyses, titles, chosen, shown)
-    parts = [part for part in (*parts, sections.origin(table, problems)) if part is not None]
-    out.parent.mkdir(parents=True, exist_ok=True)
+    parts = sections.sections(table, named, analyses, problems=problems, pictures=pictures)
     text = page.render(
         parts,
         summary=sections.summary(table, named),
-        titles={config: titles[config] for config in analyses},
-        chosen=chosen,
+        titles={recipe.config: recipe.title for recipe in named if recipe.config in analyses},
+        chosen=sections.best_config(analyses) if analyses else None,
     )
-    _replace(out, text.encode())
-    folder = out.parent / FIGURES
-    folder.mkdir(exist_ok=True)
-    for part in parts:
-        for chart in part.charts:
-            _replace(folder / f"{chart.id}.png", charts.png(chart))
-    print(f"Report: {out} ({out.stat().st_size / 1e6:.1f} MB), PNG figures in {folder}", flush=True)
+    return text, [chart for part in parts for chart in part.charts]
 
 
 def require_libraries() -> None:
@@ -124,10 +126,3 @@ def data_address(image: np.ndarray) -> str:
     file = io.BytesIO()
     Image.fromarray(image).save(file, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
