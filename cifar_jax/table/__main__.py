@@ -47,7 +47,9 @@ class _Parser(argparse.ArgumentParser):
 def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """The flags, and the `--config.KEY=VALUE` among them."""
     parser = _Parser(prog="python -m cifar_jax.table", description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--configs", default="configs/cnn*_*.py", help="config files: patterns, or a list with commas")
+    parser.add_argument(
+        "--configs", default=["configs/cnn*_*.py"], nargs="+", help="config files: patterns, or lists with commas"
+    )
     parser.add_argument("--seeds", default="5", metavar="N", help="each config under the seeds 0 to N-1 (5)")
     parser.add_argument("--workdir", default="runs/table", type=Path, metavar="DIR", help="for all runs (runs/table)")
     parser.add_argument("--holdout", metavar="M", help="training images that companions hold out (5000); 0 for none")
@@ -58,6 +60,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     for argument in rest:
         if not argument.startswith("--config."):
             parser.error(f"unrecognized arguments: {argument}")
+    arguments.configs = ",".join(arguments.configs)  # of a pattern that the shell has expanded
     arguments.seeds = _integer("--seeds", arguments.seeds, 1)
     arguments.parallel = _integer("--parallel", arguments.parallel, 1)
     if arguments.holdout is not None:
