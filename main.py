@@ -72,12 +72,12 @@ def main(argv: list[str]) -> None:
 
                 paths = [Path(path) for path in argv[1:]]
                 sys.exit(0 if predict_pictures(workdir, paths, as_json=_JSON.value, check_stop=interrupt.check) else 2)
-            from cifar_jax.train import evaluate_run, train_and_evaluate
+            from cifar_jax.train import evaluate_runs, train_runs
 
             if _MODE.value == "evaluate":
-                evaluate_run(_CONFIG.value, workdir)
+                evaluate_runs(_CONFIG.value, workdir)
             else:
-                train_and_evaluate(_CONFIG.value, workdir, check_stop=interrupt.check)
+                train_runs(_CONFIG.value, workdir, check_stop=interrupt.check)
     except InputError as error:
         _fail(str(error))
     except DivergedError as error:

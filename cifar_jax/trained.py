@@ -86,6 +86,8 @@ def _read(workdir: Path) -> dict[str, Any]:
     except InputError as error:
         what = "is a file" if workdir.is_file() else "does not exist"
         what = "has no readable config.json" if workdir.is_dir() else what
+        if seeds := sorted(path.parent.name for path in workdir.glob("seed*/config.json")):
+            what += f"; runs are in its {', '.join(seeds)}"
         raise InputError(f"--workdir must be the folder of a run, got {str(workdir)!r}, which {what}.") from error
     for key in _KEYS:
         if key not in config or not FIELDS[key].accepts(config[key]):
