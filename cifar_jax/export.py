@@ -68,7 +68,7 @@ def main(argv: list[str]) -> int:
     workdir, out, pictures = _parse(argv)
     check_out(out)
     trained = load_trained(workdir)
-    images, what = _images(trained, pictures)
+    images, what = images_to_check(trained, pictures)
     artifact = export(trained)
     try:
         check = check_artifact(artifact, trained, images, what)
@@ -127,7 +127,7 @@ def _beside(out: Path) -> Path:
     return out.with_name(out.name + ".json")
 
 
-def _images(trained: Trained, pictures: Sequence[Path]) -> tuple[UInt8[np.ndarray, "n 32 32 3"], str]:
+def images_to_check(trained: Trained, pictures: Sequence[Path]) -> tuple[UInt8[np.ndarray, "n 32 32 3"], str]:
     """Images to compare on, and what they are."""
     if pictures:
         return np.stack([read_picture(path) for path in pictures]), "the given pictures"
@@ -137,7 +137,8 @@ def _images(trained: Trained, pictures: Sequence[Path]) -> tuple[UInt8[np.ndarra
         folder = trained.config.get("data.dir") or str(cache_folder() / "tfds")
         images = load_dataset(name, folder).test.images[:_CHECKED]
         return images, f"{len(images)} test images of {name}"
-    return load_dataset("shapes").test.images[:_CHECKED], f"{_CHECKED} embedded shapes"
+    images = load_dataset("shapes").test.images[:_CHECKED]
+    return images, f"{len(images)} embedded shapes"
 
 
 def export(trained: Trained) -> bytes:

@@ -32,7 +32,7 @@ class Trained(NamedTuple):
     """A trained network and what belongs to it.
 
     config: the run's, by dotted key.
-    variables: "params" and "batch_stats", in host memory.
+    variables: "params" and "batch_stats", on the device.
     class_names: of the logits, in their order.
     epoch: after which the checkpoint was saved.
     test_accuracy: of that epoch, in percent; None where the run did not measure it.
@@ -77,7 +77,7 @@ def load_trained(workdir: Path) -> Trained:
     like = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
     epoch, test_accuracy, variables = _read_checkpoint(workdir, dict(like))
     transform = Transform(size, normalize=config["data.normalize"])
-    return Trained(config, model, transform, variables, names, epoch, test_accuracy)
+    return Trained(config, model, transform, jax.device_put(variables), names, epoch, test_accuracy)
 
 
 def _read(workdir: Path) -> dict[str, Any]:
@@ -125,16 +125,15 @@ def compile_probabilities(
     """`probabilities` of up to `batch_size` images, as one program; an image's do not depend on those beside it."""
     parts = {"model": trained.model, "transform": trained.transform}
     images = jax.ShapeDtypeStruct((batch_size, 32, 32, 3), jnp.uint8)
-    variables = jax.device_put(trained.variables)
     compiled = (
         jax.jit(probabilities, static_argnames=tuple(parts))
-        .lower(variables, images, **parts)
+        .lower(trained.variables, images, **parts)
         .compile(compiler_options=compiler_options())
     )
 
     def run(images):
         batch = np.zeros((batch_size, *images.shape[1:]), np.uint8)
         batch[: len(images)] = images
-        return np.asarray(compiled(variables, batch))[: len(images)]
+        return np.asarray(compiled(trained.variables, batch))[: len(images)]
 
     return run

@@ -23,8 +23,7 @@ LAYERS = [
     {"steps", "config"},
     {"checkpoint", "workdir"},
     {"experiment", "trained"},
-    {"predict", "export"},
-    {"phases"},
+    {"phases", "predict", "export"},
     {"train"},
 ]
 INSIDE = {"data": {"data.cifar", "data.cache", "data.shapes", "data.download"}}
