@@ -17,7 +17,7 @@ MODULES = {
 LAYERS = [
     {"errors", "interrupt", "progress", "provenance", "batch_norm", "losses", "transforms", "schedules", "torch_random"}
     | {"report", "report.curves", "report.ledger_page", "report.lockstep_plot", "report.record"}
-    | {"report.results_table"},
+    | {"report.results_table", "report.speed_curves", "report.speed_table"},
     {"layers", "optimizers", "devices", "data.dataset", "data.order"},
     {"models", "state", "data", "data.cifar", "data.cache", "data.download", "data.shapes"},
     {"steps", "config"},

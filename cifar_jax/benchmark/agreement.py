@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 EARLY_STEPS = 8
+# Later, losses are small and swing: two correct runs differ by more than could tell them from one that does less.
+EARLY_EPOCHS = 3
 
 
 class Bounds(NamedTuple):
@@ -18,8 +20,9 @@ class Bounds(NamedTuple):
 
     first: of the first step, where weights and images are equal.
     early: of each of the next steps, up to `EARLY_STEPS`.
-    epoch: of an epoch's mean over the steps that both made.
-    test: of the loss on the test images after an epoch.
+    epoch: of the mean over the steps that both made, of each epoch up to `EARLY_EPOCHS`.
+    test: of the loss on the test images after each of these epochs. It swings by tenths from one correct run to another
+      while the running statistics follow weights that move fast; without the statistics it would be off by more.
     """
 
     first: float
@@ -28,14 +31,24 @@ class Bounds(NamedTuple):
     test: float
 
 
-# By how products are rounded: to 24, 11 or 8 bits.
+# By how products are rounded, to 24, 11 or 8 bits; ten times or more of what was measured.
 BOUNDS = {
-    "float32": Bounds(first=1e-5, early=2e-3, epoch=0.02, test=0.1),
-    "tensorfloat32": Bounds(first=1e-3, early=1e-2, epoch=0.03, test=0.15),
-    "bfloat16": Bounds(first=1e-2, early=3e-2, epoch=0.05, test=0.2),
+    "float32": Bounds(first=1e-5, early=2e-3, epoch=0.02, test=0.25),
+    "tensorfloat32": Bounds(first=1e-3, early=1e-2, epoch=0.03, test=0.25),
+    "bfloat16": Bounds(first=1e-2, early=3e-2, epoch=0.05, test=0.25),
 }
 # The arm that the others are held against: the first of these that ran.
 REFERENCES = ("P1", "P0", "P1L", "P2", "J0", "J1")
+
+
+def bounds_of(products: str, *, resized: bool) -> Bounds:
+    """The bounds of a run whose products are rounded so.
+
+    Where images are `resized`, PyTorch on a device does so in floating point, and may miss a pixel of Pillow's by one
+    level of 255; of the loss that is some 2e-4.
+    """
+    bounds = BOUNDS[products]
+    return bounds._replace(first=max(bounds.first, 2e-3), early=max(bounds.early, 1e-2)) if resized else bounds
 
 
 def rounding(dtype: str, device: str, precision: str) -> str:
@@ -43,7 +56,7 @@ def rounding(dtype: str, device: str, precision: str) -> str:
     return precision if dtype == "float32" and device == "gpu" and precision == "tensorfloat32" else dtype
 
 
-def compare(runs: Mapping[str, Sequence[dict[str, Any]]], bounds: Bounds) -> dict[str, Any]:
+def compare(runs: Mapping[str, Sequence[Sequence[dict[str, Any]]]], bounds: Bounds) -> dict[str, Any]:
     """Holds each arm's runs against the reference's first.
 
     Args:
@@ -82,17 +95,19 @@ def _differences(epochs: Sequence[dict[str, Any]], expected: Sequence[dict[str, 
         "images": None,
     }
     for number, (ours, theirs) in enumerate(zip(epochs, expected, strict=False), 1):
+        for phase in ("train", "test"):
+            seen, due = ours[f"{phase}_images"], theirs[f"{phase}_images"]
+            if ours["whole"] and theirs["whole"] and seen != due and not found["images"]:
+                found["images"] = f"epoch {number} counted {seen} images in {phase}, not {due}"
+        if number > EARLY_EPOCHS:
+            continue
         both = min(len(ours["losses"]), len(theirs["losses"]))
         means = [np.mean(row["losses"][:both]) for row in (ours, theirs)]
         found["epoch"] = max(
             found["epoch"], (_relative([means[0]], [means[1]]).max(), f"the mean loss of epoch {number}")
         )
-        if ours["test_loss"] is None or theirs["test_loss"] is None:
+        if not (ours["whole"] and theirs["whole"]):
             continue
-        for phase in ("train", "test"):
-            seen, due = ours[f"{phase}_images"], theirs[f"{phase}_images"]
-            if seen != due and not found["images"]:
-                found["images"] = f"epoch {number} counted {seen} images in {phase}, not {due}"
         found["test"] = max(
             found["test"],
             (_relative([ours["test_loss"]], [theirs["test_loss"]]).max(), f"the test loss of epoch {number}"),

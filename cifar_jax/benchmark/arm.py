@@ -1,7 +1,7 @@
 """What every arm offers to the process that measures it."""
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -25,6 +25,7 @@ class Evaluated(NamedTuple):
     images: int
 
 
+@runtime_checkable
 class Arm(Protocol):
     """A way to train the recipe. Its methods return when the device has finished."""
 

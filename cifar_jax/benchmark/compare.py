@@ -30,12 +30,14 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from cifar_jax.benchmark import floors, recipe, runner, settings, start, summary, worker
-from cifar_jax.benchmark.recipe import Recipe
+from cifar_jax.benchmark import floors, runner, settings, start, summary, worker
+from cifar_jax.benchmark.recipe import Recipe, write_draws
 from cifar_jax.errors import InputError
 
-_PRECISIONS = ("tensorfloat32", "highest")
-_DEFAULT_IMAGES = {"cpu": 600, "gpu": 50_000}
+# Of float32 products on a GPU, which knows a quick way and an exact one.
+PRECISIONS = ("tensorfloat32", "highest")
+# Where --images says nothing: what a CPU trains in seconds, and all of CIFAR-100.
+DEFAULT_IMAGES = {"cpu": 600, "gpu": 50_000}
 
 
 def main(argv: list[str]) -> int:
@@ -46,20 +48,22 @@ def main(argv: list[str]) -> int:
     """
     given, argv = flags.FlagValues(), ["benchmark", *argv]
     settings.define_flags(given, argv)
+    settings.define_data_flags(given)
     flags.DEFINE_list("arms", list(worker.ARMS), "Which arms, in the order of the first round.", flag_values=given)
     flags.DEFINE_integer("epochs", 3, "Epochs of each process.", lower_bound=2, flag_values=given)
     flags.DEFINE_integer("repeats", 2, "Processes of each arm.", lower_bound=1, flag_values=given)
-    flags.DEFINE_enum("precision", _PRECISIONS[0], _PRECISIONS, "Of float32 products on a GPU.", flag_values=given)
+    flags.DEFINE_enum("precision", PRECISIONS[0], PRECISIONS, "Of float32 products on a GPU.", flag_values=given)
     flags.DEFINE_boolean("start", True, "Also measure the start of main.py, cold and warm.", flag_values=given)
     config = settings.parse(given, argv)
-    settings.apply_flags(given, config)
+    settings.put_flags(given, config)
+    settings.check(config)
     check_arms(given.arms)
     if given.data_dir is None:
         print("No --data_dir: images are drawn shapes, which cost what CIFAR-100's cost.", flush=True)
     device = probe(config.platform)
     record = measure_setting(
         config, given.arms, device=device["platform"], epochs=given.epochs, repeats=given.repeats,
-        images=given.images or _DEFAULT_IMAGES[device["platform"]], data_dir=given.data_dir, precision=given.precision,
+        images=given.images or DEFAULT_IMAGES[device["platform"]], data_dir=given.data_dir, precision=given.precision,
     )  # fmt: skip
     starts = None
     if given.start:
@@ -87,12 +91,12 @@ def probe(platform: str) -> dict[str, Any]:
     Raises:
       InputError: there is no such platform, or the arms are not written for it.
     """
-    asked = Recipe({}, [], 0, 0, None, platform, 0, "", "")
+    asked = Recipe({}, [], 0, 0, None, platform, 0, "", "", "")
     with tempfile.TemporaryDirectory() as folder:
         outcome = runner.run_process(worker.PROBE, asked, caches=Path(folder))
     if outcome.result is None:
         raise InputError(f"platform must name devices that JAX finds here or be auto, got {platform}: {outcome.reason}")
-    if outcome.result["platform"] not in _DEFAULT_IMAGES:
+    if outcome.result["platform"] not in DEFAULT_IMAGES:
         raise InputError(f"platform must be cpu or gpu for the benchmark, got {outcome.result['platform']}.")
     return outcome.result
 
@@ -115,10 +119,8 @@ def measure_setting(
       InputError: the data cannot be used.
     """
     with tempfile.TemporaryDirectory() as folder:
-        setting = Setting(
-            config, folder=Path(folder), device=device, epochs=epochs, images=images, data_dir=data_dir,
-            precision=precision,
-        )  # fmt: skip
+        stored = settings.store_images(Path(folder), images, config.data.batch_size, data_dir)
+        setting = Setting(config, stored, folder=Path(folder), device=device, epochs=epochs, precision=precision)
         on_line(summary.heading(setting.record()))
         setting.measure_ceilings()
         for number, arm in runner.in_turn(list(arms), repeats):
@@ -131,31 +133,29 @@ def measure_setting(
 class Setting:
     """One network, size, type and batch, while its arms are being measured.
 
+    folder: for what the processes share, their caches among it.
     seconds: limit of each process after its first epoch.
     """
 
     def __init__(
         self,
         config: ConfigDict,
+        images: settings.Images,
         *,
         folder: Path,
         device: str,
         epochs: int,
-        images: int,
-        data_dir: str | None,
         precision: str,
         seconds: float | None = None,
     ):
-        data, self.source = settings.load(images, config.data.batch_size, data_dir)
-        stages, classes = settings.stages(config), len(data.class_names)
-        self.folder = folder
-        drawn = floors.parameters(stages, classes) - 2 * sum(map(sum, stages))
-        recipe.write_arrays(folder, data.train, data.test, settings.draw(config, data.train, epochs, drawn))
-        self.sizes = len(data.train.labels), len(data.test.labels)
+        stages = settings.stages(config)
+        drawn = floors.parameters(stages, images.classes) - 2 * sum(map(sum, stages))
+        write_draws(folder, settings.draw(config, images.train, epochs, drawn))
+        self.folder, self.images = folder, images
         self.recipe = Recipe(
-            config=json.loads(json.dumps(config.to_dict())), stages=stages, classes=classes, epochs=epochs,
+            config=json.loads(json.dumps(config.to_dict())), stages=stages, classes=images.classes, epochs=epochs,
             seconds=seconds, device=device, threads=len(os.sched_getaffinity(0)), precision=precision,
-            data=str(folder),
+            images=str(images.folder), draws=str(folder),
         )  # fmt: skip
         self.runs: dict[str, list[dict[str, Any]]] = {}
         self.not_run: dict[str, str] = {}
@@ -187,7 +187,7 @@ class Setting:
     def record(self) -> dict[str, Any]:
         """What has been measured so far."""
         return summary.to_record(
-            self.recipe, source=self.source, sizes=self.sizes, runs=self.runs, not_run=self.not_run,
+            self.recipe, self.images, runs=self.runs, not_run=self.not_run,
             ceilings=self.ceilings,
         )  # fmt: skip
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
-from flax.training import train_state
+from flax.training.train_state import TrainState
 from PIL import Image
 
 from cifar_jax import experiment, phases, torch_random
@@ -74,10 +74,6 @@ class _StockCNN(nn.Module):
         return nn.Dense(self.classes, dtype=self.dtype, name="linear")(x.mean(axis=(1, 2))).astype(jnp.float32)
 
 
-class _StockState(train_state.TrainState):
-    batch_stats: dict
-
-
 def _stock_optimizer(config: dict) -> optax.GradientTransformation:
     decay = [optax.add_decayed_weights(config["weight_decay"])] if config["weight_decay"] else []
     if config["name"] == "sgd":
@@ -86,20 +82,19 @@ def _stock_optimizer(config: dict) -> optax.GradientTransformation:
 
 
 @jax.jit
-def _stock_step(state: _StockState, x, labels):
+def _stock_step(state: TrainState, batch_stats, x, labels):
     def loss_fn(params):
-        logits, updates = state.apply_fn(
-            {"params": params, "batch_stats": state.batch_stats}, x, train=True, mutable=["batch_stats"]
-        )
+        variables = {"params": params, "batch_stats": batch_stats}
+        logits, updates = state.apply_fn(variables, x, train=True, mutable=["batch_stats"])
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), updates["batch_stats"]
 
-    (loss, batch_stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-    return state.apply_gradients(grads=grads, batch_stats=batch_stats), loss
+    (loss, new_stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    return state.apply_gradients(grads=grads), new_stats, loss
 
 
 @jax.jit
-def _stock_score(state: _StockState, x, labels):
-    logits = state.apply_fn({"params": state.params, "batch_stats": state.batch_stats}, x, train=False)
+def _stock_score(state: TrainState, batch_stats, x, labels):
+    logits = state.apply_fn({"params": state.params, "batch_stats": batch_stats}, x, train=False)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return losses.sum(), (logits.argmax(axis=-1) == labels).sum()
 
@@ -110,8 +105,8 @@ class StockFlax(_JaxArm):
     def __init__(self, recipe: Recipe):
         set_up(recipe)
         self.recipe = recipe
-        self.train_split, self.test_split = read_splits(recipe.data)
-        self.draws = read_draws(recipe.data)
+        self.train_split, self.test_split = read_splits(recipe.images)
+        self.draws = read_draws(recipe.draws)
         model = _StockCNN(
             tuple(map(tuple, recipe.stages)), recipe.classes, recipe.config["norm"]["epsilon"],
             jnp.dtype(recipe.config["dtype"]),
@@ -119,10 +114,10 @@ class StockFlax(_JaxArm):
         size = recipe.image_size
         init = jax.jit(functools.partial(model.init, train=False))
         variables = init(jax.random.key(0), jnp.zeros((1, size, size, 3)))
-        self.state = _StockState.create(
+        self.batch_stats = variables["batch_stats"]
+        self.state = TrainState.create(
             apply_fn=model.apply,
             params=torch_random.draw_params(recipe.config["seed"], variables["params"]),
-            batch_stats=variables["batch_stats"],
             tx=_stock_optimizer(recipe.config["optimizer"]),
         )
 
@@ -142,7 +137,9 @@ class StockFlax(_JaxArm):
         for place in range(0, n, batch):
             rows = order[place : place + batch]
             x = self._input(self.train_split.images[rows], flips[place : place + batch])
-            self.state, loss = _stock_step(self.state, x, self.train_split.labels[rows])
+            self.state, self.batch_stats, loss = _stock_step(
+                self.state, self.batch_stats, x, self.train_split.labels[rows]
+            )
             losses.append(loss)
             if len(losses) == 1:
                 loss.block_until_ready()
@@ -160,7 +157,7 @@ class StockFlax(_JaxArm):
         for place in range(0, len(self.test_split.labels), batch):
             rows = slice(place, place + batch)
             x = self._input(self.test_split.images[rows], None)
-            sums.append(_stock_score(self.state, x, self.test_split.labels[rows]))
+            sums.append(_stock_score(self.state, self.batch_stats, x, self.test_split.labels[rows]))
         loss, correct = np.array(jax.device_get(sums), np.float64).sum(axis=0)
         count = len(self.test_split.labels)
         return Evaluated(float(loss) / count, 100 * float(correct) / count, count)
@@ -171,7 +168,7 @@ class ThisProject(_JaxArm):
 
     def __init__(self, recipe: Recipe):
         set_up(recipe)
-        train, test = read_splits(recipe.data)
+        train, test = read_splits(recipe.images)
         names = tuple(map(str, range(recipe.classes)))
         built = experiment.build(
             ml_collections.ConfigDict(recipe.config), Dataset(recipe.config["data"]["name"], train, test, names, (), ())

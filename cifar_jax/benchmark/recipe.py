@@ -23,7 +23,8 @@ class Recipe(NamedTuple):
     device: "cpu" or "gpu".
     threads: that PyTorch may use on the CPU; JAX takes all there are.
     precision: of float32 products on a GPU, "tensorfloat32" or "highest"; a CPU knows no other than the highest.
-    data: folder of the arrays.
+    images: folder of what `write_splits` left.
+    draws: folder of what `write_draws` left.
     """
 
     config: dict[str, Any]
@@ -34,7 +35,8 @@ class Recipe(NamedTuple):
     device: str
     threads: int
     precision: str
-    data: str
+    images: str
+    draws: str
 
     @property
     def batch_size(self) -> int:
@@ -60,22 +62,29 @@ class Draws(NamedTuple):
     flips: np.ndarray
 
 
-def write_arrays(folder: Path, train: Split, test: Split, draws: Draws) -> None:
-    """Leaves a run's arrays in `folder`."""
-    for name, array in {
-        "train_images": train.images, "train_labels": train.labels, "test_images": test.images,
-        "test_labels": test.labels, "order": draws.order, "flips": draws.flips,
-    }.items():  # fmt: skip
-        np.save(folder / f"{name}.npy", array)
+def write_splits(folder: Path, train: Split, test: Split) -> None:
+    """Leaves the images of training and test in `folder`."""
+    for name, split in (("train", train), ("test", test)):
+        np.save(folder / f"{name}_images.npy", split.images)
+        np.save(folder / f"{name}_labels.npy", split.labels)
 
 
 def read_splits(folder: str) -> tuple[Split, Split]:
-    """Training and test images that `write_arrays` left."""
-    return tuple(Split(_read(folder, f"{name}_images"), _read(folder, f"{name}_labels")) for name in ("train", "test"))
+    """Training and test images that `write_splits` left."""
+    train, test = (
+        Split(_read(folder, f"{name}_images"), _read(folder, f"{name}_labels")) for name in ("train", "test")
+    )
+    return train, test
+
+
+def write_draws(folder: Path, draws: Draws) -> None:
+    """Leaves the draws in `folder`."""
+    np.save(folder / "order.npy", draws.order)
+    np.save(folder / "flips.npy", draws.flips)
 
 
 def read_draws(folder: str) -> Draws:
-    """The draws that `write_arrays` left."""
+    """The draws that `write_draws` left."""
     return Draws(_read(folder, "order"), _read(folder, "flips"))
 
 

@@ -7,10 +7,10 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from cifar_jax.benchmark.recipe import Draws
+from cifar_jax.benchmark.recipe import Draws, write_splits
 from cifar_jax.config import explain_flag_error, validate
 from cifar_jax.data import load_dataset
-from cifar_jax.data.dataset import Dataset, Split, take
+from cifar_jax.data.dataset import take
 from cifar_jax.data.shapes import make_shapes
 from cifar_jax.errors import InputError
 from cifar_jax.models import NETWORKS
@@ -34,9 +34,13 @@ def define_flags(given: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_integer("size", None, "Short for --config.data.image_size.", flag_values=given)
     flags.DEFINE_integer("batch", None, "Images a step, in training and evaluation.", lower_bound=1, flag_values=given)
     flags.DEFINE_string("dtype", None, "Short for --config.dtype: float32 or bfloat16.", flag_values=given)
+    flags.DEFINE_string("json", None, "File for the figures.", flag_values=given)
+
+
+def define_data_flags(given: flags.FlagValues) -> None:
+    """The flags of those that train on pictures."""
     flags.DEFINE_integer("images", None, "Training images.", lower_bound=1, flag_values=given)
     flags.DEFINE_string("data_dir", None, "Folder with cifar100; drawn shapes unless given.", flag_values=given)
-    flags.DEFINE_string("json", None, "File for the figures.", flag_values=given)
 
 
 def parse(given: flags.FlagValues, argv: list[str]) -> ConfigDict:
@@ -58,17 +62,20 @@ def parse(given: flags.FlagValues, argv: list[str]) -> ConfigDict:
     return config
 
 
-def apply_flags(given: flags.FlagValues, config: ConfigDict) -> None:
-    """Puts the short flags into the config, makes it draw as PyTorch does, and checks it.
-
-    Raises:
-      InputError: the config is wrong, or not what the arms in PyTorch are written for.
-    """
+def put_flags(given: flags.FlagValues, config: ConfigDict) -> None:
+    """Puts the short flags into the config."""
     shorts = (("model.name", given.model), ("data.image_size", given.size), ("dtype", given.dtype))
     for key, value in (*shorts, ("data.batch_size", given.batch)):
         if value is not None:
-            with config.unlocked():
-                config.update_from_flattened_dict({key: value})
+            config.update_from_flattened_dict({key: value})
+
+
+def check(config: ConfigDict) -> None:
+    """Makes the config draw as PyTorch does, and checks it.
+
+    Raises:
+      InputError: it is wrong, or not what the arms outside this project are written for.
+    """
     config.data.eval_batch_size = config.data.batch_size
     config.rng = "torch"
     validate(config)
@@ -85,20 +92,28 @@ def stages(config: ConfigDict) -> list[list[int]]:
     return [list(widths) for widths in config.model.stages or NETWORKS[config.model.name]]
 
 
-class Data(NamedTuple):
-    """Training and test images in whole batches, and where they come from, in words."""
+class Images(NamedTuple):
+    """Images in a folder, as `recipe.write_splits` leaves them.
 
-    dataset: Dataset
+    train, test: how many.
+    classes: how many.
+    source: where they come from, in words.
+    """
+
+    folder: Path
+    train: int
+    test: int
+    classes: int
     source: str
 
 
-def load(images: int, batch_size: int, data_dir: str | None) -> Data:
-    """So many training images and a fifth as many test images, both rounded down to whole batches of at least one.
+def store_images(folder: Path, images: int, batch_size: int, data_dir: str | None) -> Images:
+    """Leaves so many training images and a fifth as many test images, rounded down to whole batches, in `folder`.
 
     CIFAR-100 from `data_dir`, or shapes drawn here where it is None.
 
     Raises:
-      InputError: the folder does not hold CIFAR-100, or it has fewer images.
+      InputError: there is less than a batch of either, or the data folder does not hold CIFAR-100.
     """
     if images < batch_size:
         raise InputError(f"--images must be at least one batch, {batch_size}, got {images}.")
@@ -107,22 +122,26 @@ def load(images: int, batch_size: int, data_dir: str | None) -> Data:
         dataset, source = make_shapes(0, -(-train // 100), -(-test // 100)), "drawn shapes"
     else:
         dataset, source = load_dataset("cifar100", data_dir), "CIFAR-100"
-        if len(dataset.train.labels) < train:
-            raise InputError(f"--images must be at most {len(dataset.train.labels)}, all there are, got {images}.")
-    if len(dataset.test.labels) < test:
-        raise InputError(f"--batch must be at most {len(dataset.test.labels)}, the number of test images, got {test}.")
-    return Data(take(dataset, train, test), source)
+    for split, due in (("train", train), ("test", test)):
+        there = len(getattr(dataset, split).labels)
+        if due > there:
+            raise InputError(
+                f"--images and --batch must ask for at most the {there} {split} images there are, got {due}."
+            )
+    dataset = take(dataset, train, test)
+    write_splits(folder, dataset.train, dataset.test)
+    return Images(folder, train, test, len(dataset.class_names), source)
 
 
-def draw(config: ConfigDict, train: Split, epochs: int, parameters: int) -> Draws:
+def draw(config: ConfigDict, images: int, epochs: int, parameters: int) -> Draws:
     """Each epoch's order and flips, as PyTorch draws them after the weights of the network.
 
     Args:
       config: for its seed.
-      train: the images to order.
+      images: how many to order.
       epochs: how many.
       parameters: of the convolutions and the linear layer, which draw; BatchNorm's do not.
     """
-    stream = Epochs(config.seed, len(train.labels), flips=True, draws_before=parameters)
+    stream = Epochs(config.seed, images, flips=True, draws_before=parameters)
     order, flips = zip(*(stream.draw(epoch) for epoch in range(epochs)), strict=True)
     return Draws(np.stack(order), np.stack(flips))

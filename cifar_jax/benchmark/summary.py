@@ -6,6 +6,7 @@ from typing import Any
 
 from cifar_jax.benchmark import agreement, floors
 from cifar_jax.benchmark.recipe import Recipe
+from cifar_jax.benchmark.settings import Images
 
 # What a run of the lecture's length takes is added up from this many epochs.
 RUN_EPOCHS = 30
@@ -27,28 +28,26 @@ def summarize(processes: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """
     first, *others = processes
     later = [row for process in processes for row in process["epochs"][1:]]
-    whole = [row for row in later if row["test_seconds"] is not None]
     opening = first["epochs"][0]
     device = [p["peak_device_memory"] for p in processes if p["peak_device_memory"] is not None]
     train = _spread([row["train_images"] / row["train_seconds"] for row in later])
-    # An epoch that was cut short still tells how long a whole one takes; evaluations of the first epoch are not steady.
-    test = _spread([row["test_images"] / row["test_seconds"] for row in whole])
-    epoch = opening["train_images"] / train["median"] if train else None
-    if epoch and test:
-        epoch += opening["test_images"] / test["median"]
+    test = _spread([row["test_images"] / row["test_seconds"] for row in later])
 
     def cold_and_warm(value):
         return {"cold": value(first), "warm": statistics.median(map(value, others)) if others else None}
 
+    if train and test:
+        epoch = opening["train_images"] / train["median"] + opening["test_images"] / test["median"]
+        run = cold_and_warm(lambda process: process["first_epoch"] + (RUN_EPOCHS - 1) * epoch)
+    else:
+        run = {"cold": None, "warm": None}
     return {
         "train": train,
         "test": test,
         "train_with_compilation": opening["train_images"] / (first["build"] + opening["train_seconds"]),
         "test_with_compilation": opening["test_images"] / opening["test_seconds"],
         "first_step": cold_and_warm(lambda process: process["first_step"]),
-        "run": cold_and_warm(lambda process: process["first_epoch"] + (RUN_EPOCHS - 1) * epoch)
-        if epoch
-        else {"cold": None, "warm": None},
+        "run": run,
         "peak_host_memory": max(process["peak_host_memory"] for process in processes),
         "peak_device_memory": max(device) if device else None,
     }
@@ -84,9 +83,8 @@ def works(recipe: Recipe) -> dict[str, floors.Work]:
 
 def to_record(
     recipe: Recipe,
+    images: Images,
     *,
-    source: str,
-    sizes: tuple[int, int],
     runs: Mapping[str, Sequence[dict[str, Any]]],
     not_run: Mapping[str, str],
     ceilings: Mapping[str, dict[str, float]],
@@ -95,8 +93,7 @@ def to_record(
 
     Args:
       recipe: what was trained.
-      source: of the images, in words.
-      sizes: training and test images.
+      images: on what.
       runs: by arm, what its processes measured, in the order in which they ran.
       not_run: by arm, why it, or one of its processes, did not run.
       ceilings: by framework; the device's are the larger of each.
@@ -110,6 +107,7 @@ def to_record(
             known = best and arm[phase]
             arm[f"{phase}_over_floors"] = over_floors(work[phase], arm[phase]["median"], best) if known else None
     rounding = agreement.rounding(config["dtype"], recipe.device, recipe.precision)
+    bounds = agreement.bounds_of(rounding, resized=recipe.image_size != 32)
     losses = {arm: [process["epochs"] for process in processes] for arm, processes in runs.items()}
     return {
         "model": config["model"]["name"],
@@ -120,17 +118,17 @@ def to_record(
         "precision": rounding if config["dtype"] == "float32" else config["dtype"],
         "optimizer": config["optimizer"]["name"],
         "device": recipe.device,
-        "data": source,
+        "data": images.source,
         "classes": recipe.classes,
-        "train_images": sizes[0],
-        "test_images": sizes[1],
+        "train_images": images.train,
+        "test_images": images.test,
         "work_per_image": {phase: each._asdict() for phase, each in work.items()},
         "ceilings": {"device": best, **ceilings},
         "arms": arms,
         "origins": {arm: processes[0]["origin"] for arm, processes in runs.items()},
         "ratios": ratios(arms),
         "not_run": dict(not_run),
-        "agreement": agreement.compare(losses, agreement.BOUNDS[rounding]) if losses else None,
+        "agreement": agreement.compare(losses, bounds) if losses else None,
         "processes": [
             {"arm": arm, **{key: value for key, value in process.items() if key != "origin"}, "epochs": _rows(process)}
             for arm, processes in runs.items()

@@ -68,7 +68,7 @@ class _TorchArm:
         torch.manual_seed(recipe.config["seed"])
         network = create_network(recipe.stages, recipe.classes, recipe.config["norm"]["epsilon"])
         self.network = network.to(self.device)
-        self.train_split, self.test_split = read_splits(recipe.data)
+        self.train_split, self.test_split = read_splits(recipe.images)
 
     def draw(self, epoch: int) -> None:
         """Nothing: see the arm itself."""
@@ -182,7 +182,7 @@ class OnDevice(_TorchArm):
             self.network, recipe.config["optimizer"], **({"fused": True} if compiled else {})
         )
         self.train_data, self.test_data = (self._load(split) for split in (self.train_split, self.test_split))
-        self.draws = read_draws(recipe.data)
+        self.draws = read_draws(recipe.draws)
         self.graphs = compiled and self.device.type == "cuda"
         wrap = torch.compile(mode="max-autotune") if compiled else lambda function: function
         self.loss, self.score = wrap(self._loss), wrap(self._score)

@@ -66,8 +66,8 @@ def measure(create: Callable[[Recipe], Arm], recipe: Recipe, started: float) -> 
       first_step: seconds from there to the end of the first step of training.
       first_epoch: seconds from there to the end of the first epoch with its evaluation.
       build: seconds that making the arm took, with what it compiles ahead.
-      epochs: of each, `train_seconds`, `train_images`, `test_seconds`, `test_images` (both None where the epoch was cut
-        short), `losses` of the steps, `test_loss` and `test_accuracy`.
+      epochs: of each, `train_seconds`, `train_images`, `losses` of the steps, `whole` (False where it was cut short),
+        `test_seconds`, `test_images`, `test_loss` and `test_accuracy`.
       peak_host_memory, peak_device_memory: bytes; the second None on the CPU.
       origin: versions and device.
     """
@@ -86,17 +86,18 @@ def measure(create: Callable[[Recipe], Arm], recipe: Recipe, started: float) -> 
         begin = time.perf_counter()
         trained = arm.train(epoch, lambda: first_step or first_step.append(time.time() - started), expired)
         middle = time.perf_counter()
-        evaluated = arm.evaluate() if trained.whole else None
+        evaluated = arm.evaluate()
         end = time.perf_counter()
         rows.append(
             {
                 "train_seconds": middle - begin,
                 "train_images": trained.images,
                 "losses": trained.losses.astype(float).tolist(),
-                "test_seconds": end - middle if evaluated else None,
-                "test_images": evaluated.images if evaluated else None,
-                "test_loss": evaluated.loss if evaluated else None,
-                "test_accuracy": evaluated.accuracy if evaluated else None,
+                "whole": trained.whole,
+                "test_seconds": end - middle,
+                "test_images": evaluated.images,
+                "test_loss": evaluated.loss,
+                "test_accuracy": evaluated.accuracy,
             }
         )
         if epoch == 0:
@@ -125,7 +126,7 @@ def measure_ceilings(framework: str, recipe: Recipe) -> dict:
     def time_best(function):
         function()
         times = []
-        for _ in range(10):
+        for _ in range(5):
             begin = time.perf_counter()
             function()
             times.append(time.perf_counter() - begin)
