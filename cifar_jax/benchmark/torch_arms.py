@@ -204,8 +204,10 @@ class OnDevice(_TorchArm):
         x = images.to(torch.float32)
         size = self.recipe.image_size
         if size != images.shape[-1]:
-            x = functional.interpolate(x, size=(size, size), mode="bicubic", antialias=True)
-            x = x.round().clamp(0, 255)
+            # As Pillow, which rounds to whole levels after each axis; both at once would miss it by up to 20 levels.
+            for shape in ((images.shape[-2], size), (size, size)):
+                x = functional.interpolate(x, size=shape, mode="bicubic", antialias=True)
+                x = x.add(0.5).floor().clamp(0, 255)
         if flips is not None:
             x = torch.where(flips.view(-1, 1, 1, 1), x.flip(3), x)
         return x.div(255).sub(0.5).div(0.5).contiguous(memory_format=self.layout)
