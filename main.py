@@ -48,12 +48,12 @@ def main(argv: list[str]) -> None:
     workdir = Path(_WORKDIR.value or Path("runs") / name)
     try:
         with interruptible() as interrupt:
-            from cifar_jax.train import evaluate_run, train_and_evaluate
+            from cifar_jax.train import evaluate_runs, train_runs
 
             if _MODE.value == "evaluate":
-                evaluate_run(_CONFIG.value, workdir)
+                evaluate_runs(_CONFIG.value, workdir)
             else:
-                train_and_evaluate(_CONFIG.value, workdir, check_stop=interrupt.check)
+                train_runs(_CONFIG.value, workdir, check_stop=interrupt.check)
     except InputError as error:
         _fail(str(error))
     except DivergedError as error:
