@@ -162,12 +162,12 @@ class Training:
     def __init__(self, config: ConfigDict, images: int):
         batch = config.data.batch_size
         x = build(config, noise(max(images // batch, 1) * batch))
-        self.state = x.state
-        self.train = phases.compile_training(x, whole=jax.default_backend() != "cpu")
+        self.state, self.draw = x.state, x.draw_epoch
+        self.train = phases.compile_training(x, whole=phases.whole_by_default(x))
 
     def pieces(self, epoch: int) -> Iterator[Metrics]:
         """One epoch, numbered from 0: the metrics of each step, or of the epoch in one piece, as soon as it is done."""
-        for state, metrics in self.train(self.state, epoch):
+        for state, metrics in self.train(self.state, self.draw(epoch)):
             self.state = state
             yield jax.block_until_ready(metrics)
 

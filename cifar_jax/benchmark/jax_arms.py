@@ -19,6 +19,7 @@ from cifar_jax.benchmark.arm import LEAST_STEPS, Evaluated, Trained
 from cifar_jax.benchmark.recipe import Recipe, read_draws, read_splits
 from cifar_jax.data.dataset import Dataset
 from cifar_jax.devices import keep_compilations, select_devices
+from cifar_jax.layers import running_stats
 
 
 def set_up(recipe: Recipe) -> None:
@@ -173,26 +174,24 @@ class ThisProject(_JaxArm):
         built = experiment.build(
             ml_collections.ConfigDict(recipe.config), Dataset(recipe.config["data"]["name"], train, test, names, (), ())
         )
-        # The other arms do not count the drawing either.
-        built = built._replace(draw_epoch=functools.cache(built.draw_epoch))
-        self.draws, self.state, self.images = built.draw_epoch, built.state, len(train.labels)
+        self.experiment, self.state = built, built.state
         compiled = phases.compile_phases(built)
         self.metrics = []
 
-        def train_and_keep_metrics(state, epoch):
-            for new_state, metrics in compiled.train(state, epoch):
+        def train_and_keep_metrics(state, drawn):
+            for new_state, metrics in compiled.train(state, drawn):
                 self.metrics.append(metrics)
                 yield new_state, metrics
 
         self.phases = compiled._replace(train=train_and_keep_metrics)
 
     def draw(self, epoch: int) -> None:
-        """Draws the epoch's order and flips."""
-        jax.block_until_ready(self.draws(epoch))
+        """Draws the epoch's order and flips, which the other arms do not count either."""
+        self.drawn = jax.block_until_ready(self.experiment.draw_epoch(epoch))
 
     def train(self, epoch: int, on_first_step: Callable[[], None], expired: Callable[[], bool]) -> Trained:
         """An epoch as `train.train_and_evaluate` has it; it is never cut short."""
-        del expired
+        del epoch, expired
         first = [True]
 
         def on_images(count):
@@ -201,14 +200,14 @@ class ThisProject(_JaxArm):
                 on_first_step()
 
         self.metrics.clear()
-        self.state, totals = phases.train(self.phases, self.state, epoch, on_images=on_images)
+        self.state, totals = phases.train(self.phases, self.state, self.drawn, on_images=on_images)
         jax.block_until_ready(self.state)
         losses = [np.ravel(m.loss_sum / m.count) for m in jax.device_get(self.metrics)]
-        return Trained(np.concatenate(losses), totals.count, whole=totals.count == self.images)
+        return Trained(np.concatenate(losses), totals.count, whole=totals.count == len(self.experiment.train.labels))
 
     def evaluate(self) -> Evaluated:
         """As after every epoch of a run."""
-        totals = phases.evaluate(self.phases.evaluate, self.state)
+        totals = phases.evaluate(self.phases.evaluate["test"](self.state.params, running_stats(self.state.batch_stats)))
         return Evaluated(totals.loss, totals.accuracy, totals.count)
 
 

@@ -20,9 +20,16 @@ DEFAULT_CONFIG = Path(__file__).parents[2] / "configs" / "cnn6_adam.py"
 
 # What the arms outside this project are written for.
 _FIXED = {
-    "norm.rule": "torch", "norm.momentum": None, "data.augment": "flip", "data.normalize": True,
-    "data.sampler": "shuffle", "schedule.name": "constant", "model.init": "torch",
-}  # fmt: skip
+    "norm.rule": "torch",
+    "norm.momentum": None,
+    "norm.compare": (),
+    "data.holdout": 0,
+    "data.augment": "flip",
+    "data.normalize": True,
+    "data.sampler": "shuffle",
+    "schedule.name": "constant",
+    "model.init": "torch",
+}
 
 
 def define_flags(given: flags.FlagValues, argv: list[str]) -> None:
