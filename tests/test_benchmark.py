@@ -222,6 +222,8 @@ def test_a_process_is_ended_with_what_it_started(tmp_path):
 def test_an_arm_that_fails_is_named_and_the_others_stand():
     record = record_of({"J1": [process(), process()]}, {"P2": "it ended with code 1: RuntimeError: no compiler"})
     assert "P2 was not run: it ended with code 1: RuntimeError: no compiler" in summary.table(record)
+    again = record_of({"J1": [process()]}, {"J1": "the budget of 9 s was spent."})
+    assert "J1 was not run again: the budget of 9 s was spent." in summary.table(again)
     assert "P2 was not run: it ended" in speed_table._tables(as_file(record), "results/x.json")
     assert record["arms"]["J1"]["train"]["median"] == 30
     assert record["ratios"] == {"J1": {"J1": 1.0}}

@@ -25,7 +25,7 @@ from cifar_jax.layers import running_stats
 def set_up(recipe: Recipe) -> None:
     """The device, the cache of compiled programs that the environment names, and the precision."""
     select_devices(recipe.device)
-    if recipe.device != "cpu":
+    if recipe.device != "cpu" and not recipe.half:
         jax.config.update("jax_default_matmul_precision", recipe.precision)
     if folder := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         keep_compilations(Path(folder))

@@ -201,7 +201,10 @@ def table(record: Mapping[str, Any]) -> str:
             f"GB/s; an image's training needs {record['work_per_image']['train']['flops'] / 1e9:.3f} GFLOP and "
             f"{record['work_per_image']['train']['bytes'] / 1e6:.2f} MB."
         )
-    lines += [f"{name} was not run: {reason}" for name, reason in record["not_run"].items()]
+    lines += [
+        f"{name} was not run{' again' if name in record['arms'] else ''}: {reason}"
+        for name, reason in record["not_run"].items()
+    ]
     if record["agreement"]:
         said = record["agreement"]["disagree"]
         lines += said or [f"All arms train alike: {_largest(record['agreement'])}."]

@@ -194,9 +194,12 @@ class OnDevice(_TorchArm):
         return images, torch.from_numpy(split.labels).to(self.device, torch.int64)
 
     def draw(self, epoch: int) -> None:
-        """Copies the epoch's order and flips to the device."""
-        self.order = torch.from_numpy(self.draws.order[epoch]).to(self.device, torch.int64)
-        self.flips = torch.from_numpy(self.draws.flips[epoch]).to(self.device)
+        """Copies the epoch's batches of order and flips to the device."""
+        batch = self.recipe.batch_size
+        order = torch.from_numpy(self.draws.order[epoch]).to(self.device, torch.int64)
+        flips = torch.from_numpy(self.draws.flips[epoch]).to(self.device)
+        # Copies, not views: kernels are compiled for inputs that begin at a whole address.
+        self.batches = [(o.clone(), f.clone()) for o, f in zip(order.split(batch), flips.split(batch), strict=True)]
         synchronize(self.device)
 
     def _input(self, images: torch.Tensor, flips: torch.Tensor | None) -> torch.Tensor:
@@ -228,27 +231,24 @@ class OnDevice(_TorchArm):
         del epoch
         self.network.train()
         images, labels = self.train_data
-        batch, n = self.recipe.batch_size, len(labels)
-        losses, steps = torch.zeros(-(-n // batch), device=self.device), 0
-        for place in range(0, n, batch):
-            # Gathered outside the graph, whose inputs are copied: of a batch, not of the data set.
-            rows = self.order[place : place + batch]
+        losses, steps, seen = torch.zeros(len(self.batches), device=self.device), 0, 0
+        for rows, flips in self.batches:
             if self.graphs:
                 torch.compiler.cudagraph_mark_step_begin()
-            loss = self.loss(images[rows], labels[rows], self.flips[place : place + batch])
+            # Gathered outside the graph, whose inputs are copied: of a batch, not of the data set.
+            loss = self.loss(images[rows], labels[rows], flips)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.optimizer.step()
             losses[steps].copy_(loss.detach())  # the next replay overwrites it
-            steps += 1
+            steps, seen = steps + 1, seen + len(rows)
             if steps == 1:
                 synchronize(self.device)
                 on_first_step()
             if steps >= LEAST_STEPS and expired():
                 break
         synchronize(self.device)
-        seen = min(steps * batch, n)
-        return Trained(losses[:steps].cpu().numpy(), seen, whole=seen == n)
+        return Trained(losses[:steps].cpu().numpy(), seen, whole=seen == len(labels))
 
     @torch.no_grad()
     def evaluate(self) -> Evaluated:

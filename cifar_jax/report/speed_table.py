@@ -49,7 +49,7 @@ def _tables(record: Mapping[str, Any], path: str) -> str:
     for setting in record["settings"]:
         lines += [_row(setting, name, arm) for name, arm in setting["arms"].items()]
     notes = [
-        f"{_network(setting)}: {name} was not run: {reason}"
+        f"{_network(setting)}: {name} was not run{' again' if name in setting['arms'] else ''}: {reason}"
         for setting in record["settings"]
         for name, reason in setting["not_run"].items()
     ]
