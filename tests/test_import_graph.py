@@ -17,7 +17,7 @@ MODULES = {
 LAYERS = [
     {"errors", "interrupt", "progress", "provenance", "batch_norm", "losses", "transforms", "schedules", "torch_random"}
     | {"report", "report.curves", "report.lockstep_plot", "report.record", "report.shell", "report.summaries"}
-    | {"report.wording", "files", "table", "table.lecture"},
+    | {"report.speed_curves", "report.speed_table", "report.wording", "files", "table", "table.lecture"},
     {"table.cells", "layers", "optimizers", "devices", "pictures", "data.dataset", "data.order", "report.ledger_page"},
     {"table.document", "models", "state", "data", "data.cifar", "data.cache", "data.download", "data.shapes"}
     | {"report.analysis", "report.recipes"},
