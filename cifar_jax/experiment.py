@@ -21,6 +21,7 @@ from cifar_jax.data.order import epoch_order, steps_per_epoch
 from cifar_jax.devices import describe, keep_compilations, select_devices
 from cifar_jax.errors import InputError
 from cifar_jax.models import CNN, create_model
+from cifar_jax.sharding import DataParallel, data_parallel, replicate, replicate_rows
 from cifar_jax.state import TrainState, create_state
 from cifar_jax.transforms import Transform
 from cifar_jax.workdir import check_workdir
@@ -32,6 +33,7 @@ class Experiment(NamedTuple):
     rates: the learning rate of each epoch.
     draw_epoch: takes an epoch, numbered from 0, to the order of its images, int32 `[n]`, and, where the steps do not
       draw them, to which of these are flipped, bool `[n]`; the same for an epoch whenever it is asked.
+    parallel: the devices that share each batch; None where there is one.
     """
 
     model: CNN
@@ -45,6 +47,7 @@ class Experiment(NamedTuple):
     sampler: str
     draw_epoch: Callable[[int], tuple[jax.Array, jax.Array | None]]
     state: TrainState
+    parallel: DataParallel | None = None
 
 
 def prepare(config: ml_collections.ConfigDict, workdir: Path) -> Dataset:
@@ -100,6 +103,7 @@ def build(config: ml_collections.ConfigDict, dataset: Dataset) -> Experiment:
         tx = optimizers.adam(
             lr, b1=optimizer.b1, b2=optimizer.b2, eps=optimizer.eps, weight_decay=optimizer.weight_decay
         )
+    parallel = data_parallel(select_devices(config.platform), config.sharding.data, norm.sync)
     init_key, step_key, order_key = jax.random.split(jax.random.key(config.seed), 3)
     state = create_state(model, tx, init_key=init_key, key=step_key, image_size=data.image_size)
     n_train = len(dataset.train.labels)
@@ -110,23 +114,25 @@ def build(config: ml_collections.ConfigDict, dataset: Dataset) -> Experiment:
         )
 
         def draw_epoch(epoch):
-            return jax.device_put(epochs.draw(epoch))
+            return replicate(epochs.draw(epoch), parallel)
     else:
+        order_key = replicate(order_key, parallel)
 
         def draw_epoch(epoch):
             # The epoch's number is all that an epoch takes from the host.
-            return epoch_order(order_key, jax.device_put(np.int32(epoch)), n_train), None
+            return epoch_order(order_key, replicate(np.int32(epoch), parallel), n_train), None
 
     return Experiment(
         model=model,
         tx=tx,
         transform=Transform(data.image_size, data.augment, data.normalize),
         rates=rates,
-        train=jax.device_put(dataset.train),
-        test=jax.device_put(dataset.test),
+        train=replicate_rows(dataset.train, parallel),
+        test=replicate_rows(dataset.test, parallel),
         batch_size=data.batch_size,
         eval_batch_size=data.eval_batch_size,
         sampler=data.sampler,
         draw_epoch=draw_epoch,
-        state=state,
+        state=state if parallel is None else replicate(state, parallel),
+        parallel=parallel,
     )

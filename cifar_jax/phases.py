@@ -18,6 +18,7 @@ from cifar_jax.devices import compiler_options
 from cifar_jax.errors import DivergedError
 from cifar_jax.experiment import Experiment
 from cifar_jax.losses import Metrics
+from cifar_jax.sharding import place
 from cifar_jax.state import TrainState
 
 # Steps that may wait on the device while the host reads the metrics of an earlier one: enough to keep it busy.
@@ -40,16 +41,18 @@ class Phases(NamedTuple):
 def compile_evaluation(experiment: Experiment, *, whole: bool) -> Callable[[TrainState], Iterator[Metrics]]:
     """`Phases.evaluate`, as one call where `whole`, or as a call for each batch."""
     x = experiment
-    parts = {"model": x.model, "transform": x.transform}
+    parts = {"model": x.model, "transform": x.transform, "parallel": x.parallel}
     if whole:
         compiled = _compile(
             steps.eval_epoch, x.state.params, x.state.batch_stats, *x.test, batch_size=x.eval_batch_size, **parts
         )
         return lambda state: iter([compiled(state.params, state.batch_stats, *x.test)])
     order = np.arange(len(x.test.labels), dtype=np.int32)
-    batches = unstack(steps.split_epoch(order, None, batch_size=x.eval_batch_size, sampler="shuffle"))
-    compiled = _compile(steps.eval_step, x.state.params, x.state.batch_stats, *x.test, batches[0], **parts)
-    return lambda state: (compiled(state.params, state.batch_stats, *x.test, batch) for batch in batches)
+    batches = unstack(
+        steps.split_epoch(order, None, batch_size=x.eval_batch_size, sampler="shuffle", parallel=x.parallel)
+    )
+    compiled = _compile(steps.eval_step, x.state.params, x.state.batch_stats, *x.test, _spread(x, batches[0]), **parts)
+    return lambda state: (compiled(state.params, state.batch_stats, *x.test, _spread(x, batch)) for batch in batches)
 
 
 def compile_training(
@@ -57,7 +60,7 @@ def compile_training(
 ) -> Callable[[TrainState, int], Iterator[tuple[TrainState, Metrics]]]:
     """`Phases.train`, as one call where `whole`, or as a call for each batch."""
     x = experiment
-    parts = {"model": x.model, "tx": x.tx, "transform": x.transform}
+    parts = {"model": x.model, "tx": x.tx, "transform": x.transform, "parallel": x.parallel}
     cut = {"batch_size": x.batch_size, "sampler": x.sampler}
     if whole:
         compiled_epoch = _compile(steps.train_epoch, x.state, *x.train, *x.draw_epoch(0), **cut, **parts)
@@ -67,11 +70,11 @@ def compile_training(
 
         return train_whole
 
-    compiled_step = _compile(steps.train_step, x.state, *x.train, epoch_batches(x, 0)[0], **parts)
+    compiled_step = _compile(steps.train_step, x.state, *x.train, _spread(x, epoch_batches(x, 0)[0]), **parts)
 
     def train_in_steps(state, epoch):
         for batch in epoch_batches(x, epoch):
-            state, metrics = compiled_step(state, *x.train, batch)
+            state, metrics = compiled_step(state, *x.train, _spread(x, batch))
             yield state, metrics
 
     return train_in_steps
@@ -88,10 +91,16 @@ def _compile(function, *arguments, **options):
     return function.lower(*arguments, **options).compile(compiler_options=compiler_options())
 
 
+def _spread(experiment: Experiment, batch: steps.Batch) -> steps.Batch:
+    """The batch cut over the devices; with one device it stays on the host, and the step takes it from there."""
+    return batch if experiment.parallel is None else place(batch, experiment.parallel.rows)
+
+
 def epoch_batches(experiment: Experiment, epoch: int) -> list[steps.Batch]:
     """The batches of an epoch of training, numbered from 0, one by one, on the host."""
     x = experiment
-    return unstack(steps.split_epoch(*x.draw_epoch(epoch), batch_size=x.batch_size, sampler=x.sampler))
+    cut = {"batch_size": x.batch_size, "sampler": x.sampler, "parallel": x.parallel}
+    return unstack(steps.split_epoch(*x.draw_epoch(epoch), **cut))
 
 
 def unstack(batches: steps.Batch) -> list[steps.Batch]:

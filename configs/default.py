@@ -36,6 +36,7 @@ def get_config() -> ml_collections.ConfigDict:
     norm.rule = "torch"  # how BatchNorm keeps its running averages: torch, flax or lecture
     norm.momentum = config_dict.placeholder(float)  # None: the rule's own, 0.1 (torch, lecture) or 0.99 (flax)
     norm.epsilon = 1e-5
+    norm.sync = "global"  # over many devices, statistics of the whole batch; per_replica: of each device's share
 
     config.optimizer = optimizer = ml_collections.ConfigDict()
     optimizer.name = "adam"  # adam or sgd
@@ -49,6 +50,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.train = train = ml_collections.ConfigDict()
     train.epochs = 30
     train.checkpoint_every = 1  # epochs; the last epoch is always saved
+
+    config.sharding = sharding = ml_collections.ConfigDict()
+    sharding.data = -1  # devices that share each batch; -1: all there are
 
     config.schedule = schedule = ml_collections.ConfigDict()
     schedule.name = "constant"  # constant, step or cosine

@@ -18,7 +18,7 @@ LAYERS = [
     {"errors", "interrupt", "progress", "provenance", "batch_norm", "losses", "transforms", "schedules", "torch_random"}
     | {"report", "report.curves", "report.ledger_page", "report.lockstep_plot", "report.record"}
     | {"report.results_table"},
-    {"layers", "optimizers", "devices", "data.dataset", "data.order"},
+    {"layers", "optimizers", "devices", "distributed", "sharding", "data.dataset", "data.order"},
     {"models", "state", "data", "data.cifar", "data.cache", "data.download", "data.shapes"},
     {"steps", "config"},
     {"checkpoint", "workdir"},
