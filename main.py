@@ -12,6 +12,9 @@ _DEFAULT = Path(__file__).parent / "configs" / "default.py"
 _CONFIG = config_flags.DEFINE_config_file("config", help_string=f"What to run; {_DEFAULT} unless given.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; runs/<config name> unless given.")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "Train, or evaluate the run's checkpoints.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "Of many processes: HOST:PORT of the first one.")
+_PROCESSES = flags.DEFINE_string("processes", None, "Of many processes: how many there are.")
+_PROCESS_ID = flags.DEFINE_string("process_id", None, "Of many processes: which one this is, from 0.")
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -41,19 +44,21 @@ def main(argv: list[str]) -> None:
     del argv
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # Orbax logs dozens of lines for each checkpoint
+    from cifar_jax.distributed import find_place, joined
     from cifar_jax.errors import DivergedError, InputError
     from cifar_jax.interrupt import Interrupted, interruptible
 
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     workdir = Path(_WORKDIR.value or Path("runs") / name)
     try:
-        with interruptible() as interrupt:
+        place = find_place(_COORDINATOR.value, _PROCESSES.value, _PROCESS_ID.value)
+        with interruptible() as interrupt, joined(place, interrupt) as job:
             from cifar_jax.train import evaluate_run, train_and_evaluate
 
             if _MODE.value == "evaluate":
-                evaluate_run(_CONFIG.value, workdir)
+                evaluate_run(_CONFIG.value, workdir, job=job)
             else:
-                train_and_evaluate(_CONFIG.value, workdir, check_stop=interrupt.check)
+                train_and_evaluate(_CONFIG.value, workdir, check_stop=interrupt.check, job=job)
     except InputError as error:
         _fail(str(error))
     except DivergedError as error:

@@ -19,6 +19,7 @@ from cifar_jax.data.cache import cache_folder
 from cifar_jax.data.dataset import Dataset, Split, take
 from cifar_jax.data.order import epoch_order, steps_per_epoch
 from cifar_jax.devices import describe, keep_compilations, select_devices
+from cifar_jax.distributed import Job
 from cifar_jax.errors import InputError
 from cifar_jax.models import CNN, create_model
 from cifar_jax.sharding import DataParallel, data_parallel, replicate, replicate_rows
@@ -50,18 +51,27 @@ class Experiment(NamedTuple):
     parallel: DataParallel | None = None
 
 
-def prepare(config: ml_collections.ConfigDict, workdir: Path) -> Dataset:
+def prepare(config: ml_collections.ConfigDict, workdir: Path, job: Job | None = None) -> Dataset:
     """Refuses what cannot run, chooses the devices and loads the data. Nothing is compiled or written.
+
+    In a `job`, what one process refuses, all do.
 
     Raises:
       InputError: the first thing that is wrong.
     """
-    validate(config)
-    check_workdir(workdir, config)
+    together = contextlib.nullcontext if job is None else job.agreement
+    with together():
+        validate(config)
+        check_workdir(workdir, config)
     jax.config.update("jax_enable_x64", config.dtype == "float64")
     print(f"Devices: {describe(select_devices(config.platform))}", flush=True)
     with contextlib.suppress(OSError):  # no home folder: compile every time
         keep_compilations(cache_folder() / "xla")
+    with together():
+        return _load(config)
+
+
+def _load(config: ml_collections.ConfigDict) -> Dataset:
     data = config.data
     dataset = take(load_dataset(data.name, data.dir), data.limit_train, data.limit_test)
     if steps_per_epoch(len(dataset.train.labels), data.batch_size, data.sampler) == 0:

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -122,7 +121,7 @@ def constrain(tree: Any, sharding: NamedSharding | None) -> Any:
 def per_replica(gradients: Callable[..., tuple], parallel: DataParallel) -> Callable[..., tuple]:
     """`gradients(params, batch_stats, x, labels, mask)` on each device's rows alone, put together as PyTorch's DDP does.
 
-    `gradients` gives the gradients of a mean loss, running statistics, logits and sums of metrics; so does the result.
+    `gradients` gives the gradients of a mean loss, running statistics, logits and sums with a `count`; so does the result.
     Gradients and metrics are those of all images. In DDP that is the mean over replicas of each one's mean, which
     is the same where all have as many images. In a masked batch they have not: then each image weighs the same, and a
     device without images nothing. Running statistics are the first replica's, which DDP copies to all before each
@@ -132,32 +131,27 @@ def per_replica(gradients: Callable[..., tuple], parallel: DataParallel) -> Call
     """
 
     def local(params, batch_stats, x, labels, mask):
-        if mask is None:
-            grads, batch_stats, logits, metrics = gradients(params, batch_stats, x, labels, None)
-            share = 1.0 / parallel.devices
-        else:
-            count = jnp.sum(mask)
+        count = jnp.asarray(len(labels) if mask is None else jnp.sum(mask))
+        if mask is not None:
             # Without images there would be no mean to normalise by: the filling stands in, and weighs nothing.
             mask = mask | (count == 0)
-            grads, batch_stats, logits, metrics = gradients(params, batch_stats, x, labels, mask)
-            share = count / jax.lax.psum(count, AXIS)
-            metrics = jax.tree.map(lambda value: jnp.where(count == 0, jnp.zeros_like(value), value), metrics)
+        grads, batch_stats, logits, metrics = gradients(params, batch_stats, x, labels, mask)
         first = jax.lax.axis_index(AXIS) == 0
-        # One vector: a collective's latency counts more than its bytes, and not every compiler joins them.
-        vector, unravel = ravel_pytree(
+        grads, batch_stats, metrics = jax.lax.psum(
             (
-                jax.tree.map(lambda grad: grad * jnp.asarray(share, grad.dtype), grads),
+                jax.tree.map(lambda grad: grad * count.astype(grad.dtype), grads),
                 jax.tree.map(lambda value: jnp.where(first, value, jnp.zeros_like(value)), batch_stats),
-            )
+                jax.tree.map(lambda value: jnp.where(count == 0, jnp.zeros_like(value), value), metrics),
+            ),
+            AXIS,
         )
-        grads, batch_stats = unravel(jax.lax.psum(vector, AXIS))
-        return grads, batch_stats, logits, jax.tree.map(lambda value: jax.lax.psum(value, AXIS), metrics)
+        grads = jax.tree.map(lambda grad: grad / metrics.count.astype(grad.dtype), grads)
+        return grads, batch_stats, logits, metrics
 
-    spread = jax.shard_map(
+    return jax.shard_map(
         local,
         mesh=parallel.mesh,
         in_specs=(P(), P(), P(AXIS), P(AXIS), P(AXIS)),
         out_specs=(P(), P(), P(AXIS), P()),
         check_vma=False,
     )
-    return spread

@@ -1,5 +1,6 @@
 """A run: epochs of training and evaluation with their logs and checkpoints, and evaluation of what a run saved."""
 
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -12,11 +13,12 @@ import ml_collections
 from cifar_jax import phases
 from cifar_jax.checkpoint import Checkpoints, best_epoch
 from cifar_jax.config import validate
+from cifar_jax.distributed import Job
 from cifar_jax.errors import DivergedError, InputError
 from cifar_jax.experiment import build, prepare
 from cifar_jax.interrupt import Interrupted
 from cifar_jax.progress import duration, epoch_bar, epoch_line
-from cifar_jax.workdir import RunLog, read_config
+from cifar_jax.workdir import NoLog, RunLog, read_config
 
 
 class Result(NamedTuple):
@@ -32,6 +34,7 @@ def train_and_evaluate(
     workdir: str | Path,
     *,
     check_stop: Callable[[], None] = lambda: None,
+    job: Job | None = None,
     whole_epochs: bool | None = None,
 ) -> Result:
     """Trains what `config` names, evaluating after every epoch, in `workdir`; goes on where a run there stopped.
@@ -40,6 +43,8 @@ def train_and_evaluate(
       config: every key of `configs/default.py`.
       workdir: a folder that is new, empty, or holds a run of the same config.
       check_stop: called between steps; may raise to stop the run.
+      job: the processes that run this together; the first one writes what the run leaves, but for its checkpoints,
+        which all of them must be able to write and read.
       whole_epochs: compile an epoch as one program rather than a step; None decides by the device.
 
     Raises:
@@ -47,7 +52,7 @@ def train_and_evaluate(
       DivergedError: a loss became NaN or infinite; the last epoch's checkpoint is kept.
     """
     workdir = Path(workdir)
-    dataset = prepare(config, workdir)
+    dataset = prepare(config, workdir, job)
     experiment = build(config, dataset)
     workdir.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(workdir / "checkpoints")
@@ -60,9 +65,9 @@ def train_and_evaluate(
             f"train.epochs must be more than {done}, after which the run in {str(workdir)!r} came from elsewhere, got "
             f"{config.train.epochs}."
         )
-    log = RunLog(workdir, config, history, epochs_done=done)
+    log = RunLog(workdir, config, history, epochs_done=done) if jax.process_index() == 0 else NoLog()
     try:
-        _train_epochs(config, experiment, state, history, done, log, checkpoints, check_stop, whole_epochs)
+        _train_epochs(config, experiment, state, history, done, log, checkpoints, check_stop, job, whole_epochs)
     except Interrupted as interrupted:
         raise Interrupted(
             interrupted.signum,
@@ -85,7 +90,7 @@ def _kept(checkpoints: Checkpoints) -> str:
     return "no epoch was finished" if newest is None else f"the checkpoint of epoch {newest} is kept"
 
 
-def _train_epochs(config, experiment, state, history, done, log, checkpoints, check_stop, whole_epochs) -> None:
+def _train_epochs(config, experiment, state, history, done, log, checkpoints, check_stop, job, whole_epochs) -> None:
     """Trains the epochs after the first `done`, and adds their rows to `history`."""
     x, epochs = experiment, config.train.epochs
     if done >= epochs:
@@ -103,7 +108,7 @@ def _train_epochs(config, experiment, state, history, done, log, checkpoints, ch
     for epoch in range(done, epochs):
         start, lr = time.perf_counter(), float(x.rates[epoch])
         with epoch_bar(epoch + 1, epochs, images) as bar:
-            options = {"check_stop": check_stop, "on_images": bar.update}
+            options = {"check_stop": check_stop, "on_images": functools.partial(_after_step, bar, job)}
             try:
                 state, train = phases.train(compiled, state, epoch, meanwhile=tell, **options)
             except DivergedError as diverged:
@@ -135,7 +140,15 @@ def _train_epochs(config, experiment, state, history, done, log, checkpoints, ch
     tell()
 
 
-def evaluate_run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, phases.Totals]:
+def _after_step(bar, job: Job | None, images: int) -> None:
+    bar.update(images)
+    if job is not None:
+        job.after_step()
+
+
+def evaluate_run(
+    config: ml_collections.ConfigDict, workdir: str | Path, *, job: Job | None = None
+) -> dict[str, phases.Totals]:
     """Evaluates the saved epochs of the run of `config` in `workdir`, the best and the newest; trains nothing.
 
     Raises:
@@ -146,7 +159,7 @@ def evaluate_run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict
     if not workdir.is_dir():
         raise InputError(f"--workdir must be the folder of a run with --mode=evaluate, got {str(workdir)!r}.")
     read_config(workdir)
-    dataset = prepare(config, workdir)
+    dataset = prepare(config, workdir, job)
     experiment = build(config, dataset)
     checkpoints = Checkpoints(workdir / "checkpoints")
     saved = {"newest": checkpoints.newest(), "best": checkpoints.best()}
