@@ -6,6 +6,8 @@ JAX's coordination service, which the first process serves. With one process the
 
 import contextlib
 import os
+import re
+import socket
 import sys
 import threading
 import time
@@ -27,21 +29,23 @@ _SECONDS_UNTIL_LOST = 20.0
 class Place(NamedTuple):
     """A process's place among those of a job.
 
-    coordinator: address of the first process, "host:port"; None where JAX finds all three by itself, as under SLURM.
+    coordinator: address of the first process, "host:port".
+    device: the one of the machine's devices that is this process's; None for all of them.
     """
 
-    coordinator: str | None = None
-    processes: int | None = None
-    process_id: int | None = None
+    coordinator: str
+    processes: int
+    process_id: int
+    device: int | None = None
 
 
 def find_place(
-    coordinator: str | None, processes: int | None, process_id: int | None, environment: Mapping[str, str] = os.environ
+    coordinator: str | None, processes: str | None, process_id: str | None, environment: Mapping[str, str] = os.environ
 ) -> Place | None:
     """The place that flags or the environment give; None for a process on its own.
 
     Flags come first, then `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`, whose last one may also
-    be the `JOB_COMPLETION_INDEX` of Kubernetes' indexed jobs, then a SLURM step of several tasks, one device each.
+    be the `JOB_COMPLETION_INDEX` of Kubernetes' indexed jobs, then a SLURM step of several tasks.
 
     Raises:
       InputError: some of the three are missing, or they do not fit together.
@@ -52,12 +56,9 @@ def find_place(
         "--processes": ("JAX_NUM_PROCESSES",),
         "--process_id": ("JAX_PROCESS_ID", "JOB_COMPLETION_INDEX"),
     }
-    if all(value is None for value in given.values()) and not any(
-        name in environment for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES")
-    ):
-        # A batch script itself also has SLURM_NTASKS; only what srun starts has a step.
-        several = int(environment.get("SLURM_NTASKS", "1")) > 1 and "SLURM_STEP_NODELIST" in environment
-        return Place() if several else None
+    # Any indexed job has a completion index, also one whose processes do not belong together.
+    if not any(given.values()) and not {"JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES"} & set(environment):
+        return _find_slurm_place(environment)
     for flag, names in sources.items():
         found = next((environment[name] for name in names if name in environment), None)
         if given[flag] is None:
@@ -81,6 +82,27 @@ def find_place(
     return Place(coordinator, processes, process_id) if processes > 1 else None
 
 
+def _find_slurm_place(environment: Mapping[str, str]) -> Place | None:
+    """The place of a task of a SLURM step; None outside one, or where the step has one task.
+
+    Source: srun's manual page, output environment variables.
+    """
+    # A batch script also has SLURM_NTASKS; only what srun starts has a step.
+    if "SLURM_STEP_NODELIST" not in environment or int(environment.get("SLURM_NTASKS", "1")) < 2:
+        return None
+    # Such as node7, node7,node9 or node[07-12,31],other3.
+    name, first = re.match(r"([^,\[]+)(?:\[(\d+))?", environment["SLURM_STEP_NODELIST"]).groups()
+    port = 61440 + int(environment["SLURM_JOB_ID"]) % 4096  # another for each job, as JAX itself chooses it
+    alone = re.match(r"1(\D|$)", environment.get("SLURM_STEP_TASKS_PER_NODE", ""))  # such as 1(x4)
+    bound = len(environment.get("CUDA_VISIBLE_DEVICES", "0,1").split(",")) == 1
+    return Place(
+        f"{name}{first or ''}:{port}",
+        int(environment["SLURM_NTASKS"]),
+        int(environment["SLURM_PROCID"]),
+        None if alone or bound else int(environment["SLURM_LOCALID"]),
+    )
+
+
 class Store(Protocol):
     """What is used of JAX's key-value store."""
 
@@ -95,10 +117,8 @@ class Store(Protocol):
 def joined(place: Place | None, interrupt: Interrupt, *, seconds: int = _SECONDS_TO_START) -> "Iterator[Job | None]":
     """This process as one of a job, from before JAX starts a backend; None where `place` is None.
 
-    While inside, a signal asks all processes to stop, and only the first one writes to standard output.
-
-    Raises:
-      InputError: the others have not all been there within `seconds`.
+    While inside, a signal asks all processes to stop, and only the first one writes to standard output. Where they have
+    not all been there within `seconds`, this process ends with exit code 2.
     """
     if place is None:
         yield None
@@ -106,15 +126,15 @@ def joined(place: Place | None, interrupt: Interrupt, *, seconds: int = _SECONDS
     # Its handler of SIGTERM would replace ours, and it does not know Ctrl-C.
     jax.config.update("jax_enable_preemption_service", False)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    options = {} if place.coordinator is None else {"cluster_detection_method": "deactivate"}
-    try:
-        jax.distributed.initialize(*place, initialization_timeout=seconds, **options)
-    except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"--coordinator must be the address of a first process that can be reached, and all of --processes must "
-            f"start within {seconds} s, got {place.coordinator or 'an address from SLURM'}: {reason}"
-        ) from error
+    # JAX knows a time limit, too, at which it aborts the process with a stack trace.
+    deadline = threading.Timer(seconds, _end_alone, [place, seconds])
+    deadline.daemon = True
+    deadline.start()
+    jax.distributed.initialize(
+        place.coordinator, place.processes, place.process_id, local_device_ids=place.device,
+        cluster_detection_method="deactivate", initialization_timeout=seconds + 60,
+    )  # fmt: skip
+    deadline.cancel()
     # JAX offers the store to no one, and has nothing else that works while a process is lost.
     from jax._src.distributed import global_state
 
@@ -265,7 +285,10 @@ class Job:
             if self._seen.get(key, ("?", 0))[0] != beats.get(key):
                 self._seen[key] = (beats.get(key), now)
             elif now - self._seen[key][1] > self._limit:
-                text = f"{LOST} Process {process_id} of {self.processes} was lost: no sign of life for {self._limit:.0f} s."
+                text = (
+                    f"{LOST} Process {process_id} of {self.processes} was lost: no sign of life for {self._limit:g} s. "
+                    "The same command goes on from the last checkpoint."
+                )
                 self._store.key_value_set("verdict/all", text, allow_overwrite=True)
                 return [(key, text)]
         return []
@@ -276,7 +299,22 @@ class Job:
         return {int(key.rsplit("/", 1)[1]): text for key, text in texts.items()}
 
 
+def _end_alone(place: Place, seconds: float) -> None:
+    """Ends a process whose neighbours did not come, with what can be found out about it."""
+    host, port = place.coordinator.rsplit(":", 1)
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+        reason = "where the first process answers, but others are missing"
+    except OSError as error:
+        reason = f"where no process answers: {error}"
+    _end(
+        f"--coordinator must be where a first process can be reached and all {place.processes} processes meet within "
+        f"{seconds:g} s, got {place.coordinator}, {reason}.",
+        2,
+    )
+
+
 def _end(text: str, code: int) -> None:
     """Ends this process whatever its other threads wait for."""
-    print(f"Error: {text} The same command goes on from the last checkpoint.", file=sys.stderr, flush=True)
+    print(f"Error: {text}", file=sys.stderr, flush=True)
     os._exit(code)
