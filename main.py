@@ -53,12 +53,12 @@ def main(argv: list[str]) -> None:
     try:
         place = find_place(_COORDINATOR.value, _PROCESSES.value, _PROCESS_ID.value)
         with interruptible() as interrupt, joined(place, interrupt) as job:
-            from cifar_jax.train import evaluate_run, train_and_evaluate
+            from cifar_jax.train import evaluate_runs, train_runs
 
             if _MODE.value == "evaluate":
-                evaluate_run(_CONFIG.value, workdir, job=job)
+                evaluate_runs(_CONFIG.value, workdir, job=job)
             else:
-                train_and_evaluate(_CONFIG.value, workdir, check_stop=interrupt.check, job=job)
+                train_runs(_CONFIG.value, workdir, check_stop=interrupt.check, job=job)
     except InputError as error:
         _fail(str(error))
     except DivergedError as error:

@@ -57,6 +57,14 @@ def lecture_rule(momentum: float = 0.1) -> BatchNormRule:
 RULES = {"torch": torch_rule, "flax": flax_rule, "lecture": lecture_rule}
 
 
+class Moments(NamedTuple):
+    """Mean and biased variance of a batch, one value per channel, and the number of values behind each."""
+
+    mean: Float[Array, " channels"]
+    var: Float[Array, " channels"]
+    count: Float[Array, ""]
+
+
 def init_stats(channels: int, dtype: DTypeLike = jnp.float32) -> BatchStats:
     """Running statistics before the first batch: mean 0, variance 1."""
     return BatchStats(mean=jnp.zeros((channels,), dtype), var=jnp.ones((channels,), dtype))
@@ -67,10 +75,8 @@ def stats_dtype(dtype: DTypeLike) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def batch_moments(
-    x: Float[Array, "batch *spatial channels"], mask: Bool[Array, " batch"] | None
-) -> tuple[Float[Array, " channels"], Float[Array, " channels"], Float[Array, ""]]:
-    """Mean, biased variance and number of values per channel, over all axes but the last.
+def batch_moments(x: Float[Array, "batch *spatial channels"], mask: Bool[Array, " batch"] | None) -> Moments:
+    """Moments over all axes but the last; `mask` is False for rows that do not count.
 
     The variance takes two passes, `E[(x - E[x])^2]`: the one-pass `E[x^2] - E[x]^2` cancels where the mean is large
     beside the deviation, and is off by 0.25 at a ratio of 1000.
@@ -87,18 +93,12 @@ def batch_moments(
         count = jnp.maximum(jnp.sum(mask, dtype=x.dtype), 1) * per_row
         mean = jnp.sum(jnp.where(rows, x, 0), axes, keepdims=True) / count
         squares = jnp.where(rows, jnp.square(x - mean), 0)
-    return mean.reshape(-1), jnp.sum(squares, axes) / count, count
+    return Moments(mean.reshape(-1), jnp.sum(squares, axes) / count, count)
 
 
-def update_stats(
-    stats: BatchStats,
-    mean: Float[Array, " channels"],
-    var: Float[Array, " channels"],
-    count: Float[Array, ""],
-    *,
-    rule: BatchNormRule,
-) -> BatchStats:
-    """Running statistics after one batch of `count` values per channel with this mean and biased variance."""
+def update_stats(stats: BatchStats, moments: Moments, *, rule: BatchNormRule) -> BatchStats:
+    """Running statistics after one batch with these moments."""
+    mean, var, count = moments
     if rule.unbiased:
         # The maximum only matters for a masked batch of one value, which cannot be refused while tracing.
         var = var * (count / jnp.maximum(count - 1, 1))
@@ -170,10 +170,22 @@ def batch_norm(
     """
     if not train:
         return normalize(x, stats.mean, stats.var, scale, bias, epsilon=epsilon), stats
+    y, moments = normalize_batch(x, scale, bias, epsilon=epsilon, mask=mask)
+    return y, update_stats(stats, moments, rule=rule)
+
+
+def normalize_batch(
+    x: Float[Array, "batch *spatial channels"],
+    scale: Float[Array, " channels"] | None,
+    bias: Float[Array, " channels"] | None,
+    *,
+    epsilon: float,
+    mask: Bool[Array, " batch"] | None,
+) -> tuple[Float[Array, "batch *spatial channels"], Moments]:
+    """What `batch_norm` does to a batch in training, with the moments from which running averages are kept."""
     if x.size == x.shape[-1]:
         raise ValueError(
             f"BatchNorm in training takes more than one value per channel, got an input of shape {x.shape}."
         )
-    mean, var, count = batch_moments(x, mask)
-    y = normalize(x, mean, var, scale, bias, epsilon=epsilon)
-    return y, update_stats(stats, mean, var, count, rule=rule)
+    moments = batch_moments(x, mask)
+    return normalize(x, moments.mean, moments.var, scale, bias, epsilon=epsilon), moments

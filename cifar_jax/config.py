@@ -21,7 +21,7 @@ from cifar_jax.sharding import SYNCS
 from cifar_jax.transforms import AUGMENTS
 
 # Keys that may differ when a run is resumed, because they change no step that has been made.
-FREE_ON_RESUME = ("data.dir", "sharding.data", "train.epochs", "train.checkpoint_every")
+FREE_ON_RESUME = ("data.dir", "data.placement", "sharding.data", "train.epochs", "train.checkpoint_every")
 
 
 class Field(NamedTuple):
@@ -57,6 +57,10 @@ def _or_none(field: Field, none: str) -> Field:
     return Field(f"{field.takes}, or None for {none}", lambda value: value is None or field.accepts(value))
 
 
+def _are_rules(value) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(name, str) and name in RULES for name in value)
+
+
 def _is_stages(value) -> bool:
     def widths(stage):
         return isinstance(stage, list | tuple) and stage and all(_integer(1).accepts(width) for width in stage)
@@ -81,6 +85,8 @@ FIELDS = {
     "data.eval_batch_size": _integer(1),
     "data.limit_train": _integer(0),
     "data.limit_test": _integer(0),
+    "data.holdout": _integer(0),
+    "data.placement": _choice("auto", "device", "host"),
     "data.augment": _choice(*AUGMENTS),
     "data.normalize": _BOOL,
     "data.sampler": _choice(*SAMPLERS),
@@ -91,6 +97,7 @@ FIELDS = {
     "norm.momentum": _or_none(_number("a number from 0 to 1", lambda value: 0 <= value <= 1), "the rule's own"),
     "norm.epsilon": _POSITIVE,
     "norm.sync": _choice(*SYNCS),
+    "norm.compare": Field(f"() or rules such as ('lecture', 'flax'), out of {', '.join(RULES)}", _are_rules),
     "optimizer.name": _choice(*OPTIMIZERS),
     "optimizer.lr": _POSITIVE,
     "optimizer.momentum": _BELOW_ONE,
@@ -103,10 +110,9 @@ FIELDS = {
     "schedule.gamma": _POSITIVE,
     "schedule.t_max": _or_none(_integer(1), "schedules other than cosine"),
     "schedule.calls_per_epoch": _integer(1, 2),
-    "sharding.data": Field(
-        "-1 or an integer of at least 1", lambda value: value == -1 or _integer(1).accepts(value)
-    ),
+    "sharding.data": Field("-1 or an integer of at least 1", lambda value: value == -1 or _integer(1).accepts(value)),
     "train.epochs": _integer(1),
+    "train.seeds": _integer(1, 1000),
     "train.checkpoint_every": _integer(1),
 }
 
@@ -154,6 +160,15 @@ def validate(config: ml_collections.ConfigDict) -> None:
         raise InputError(
             "sharding.data must be the number of devices with norm.sync=per_replica, whose statistics depend on it, "
             "got -1."
+        )
+    if len({flat["norm.rule"], *flat["norm.compare"]}) <= len(flat["norm.compare"]):
+        raise InputError(
+            f"norm.compare must be rules other than norm.rule={flat['norm.rule']}, each once, got "
+            f"{flat['norm.compare']}."
+        )
+    if flat["seed"] + flat["train.seeds"] > 2**31:
+        raise InputError(
+            f"train.seeds must be at most {2**31 - flat['seed']} with seed={flat['seed']}, got {flat['train.seeds']}."
         )
     if flat["rng"] == "torch":
         if flat["data.sampler"] != "shuffle":

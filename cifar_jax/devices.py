@@ -1,9 +1,11 @@
 """Choosing where to run, before JAX has started a backend."""
 
 import functools
+from collections.abc import Iterable
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from cifar_jax.errors import InputError
 
@@ -44,6 +46,15 @@ def keep_compilations(folder: Path) -> None:
 def describe(devices: list[jax.Device]) -> str:
     """Such as `4 gpu (NVIDIA H200)`."""
     return f"{len(devices)} {devices[0].platform} ({devices[0].device_kind})"
+
+
+def fits(arrays: Iterable[np.ndarray]) -> bool:
+    """Whether a device can hold these and still train: they take a quarter of its memory at most, where that is known.
+
+    The CPU always can: it is where they are.
+    """
+    limit = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
+    return limit is None or 4 * sum(array.nbytes for array in arrays) <= limit
 
 
 def compiler_options() -> dict[str, str]:

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 
@@ -103,6 +103,7 @@ def _find_slurm_place(environment: Mapping[str, str]) -> Place | None:
     )
 
 
+@runtime_checkable
 class Store(Protocol):
     """What is used of JAX's key-value store."""
 
@@ -141,9 +142,8 @@ def joined(place: Place | None, interrupt: Interrupt, *, seconds: int = _SECONDS
     job = Job(global_state.client, global_state.process_id, global_state.num_processes)
     interrupt.ask = job.ask_to_stop
     try:
-        with open(os.devnull, "w") as nowhere:
-            with contextlib.redirect_stdout(sys.stdout if job.process_id == 0 else nowhere):
-                yield job
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere if job.process_id else sys.stdout):
+            yield job
     except BaseException as error:
         job.leave(error)
         raise
@@ -264,7 +264,7 @@ class Job:
                 self._store.key_value_set(f"alive/{self.process_id}", str(count), allow_overwrite=True)
                 self._name_next_point()
                 verdict = self._store.key_value_dir_get("verdict/") or self._find_lost()
-            except Exception as error:  # the service is gone, in whatever words; JAX itself mostly ends the process first
+            except Exception as error:  # the service is gone, in whatever words; mostly JAX ends the process first
                 if not self._closed.is_set():
                     self._end(f"Process 0 of {self.processes}, which coordinates the others, was lost: {error}", LOST)
                 return

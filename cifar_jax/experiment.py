@@ -16,9 +16,9 @@ from cifar_jax.batch_norm import RULES
 from cifar_jax.config import validate
 from cifar_jax.data import load_dataset
 from cifar_jax.data.cache import cache_folder
-from cifar_jax.data.dataset import Dataset, Split, take
+from cifar_jax.data.dataset import Dataset, Split, hold_out, take
 from cifar_jax.data.order import epoch_order, steps_per_epoch
-from cifar_jax.devices import describe, keep_compilations, select_devices
+from cifar_jax.devices import describe, fits, keep_compilations, select_devices
 from cifar_jax.distributed import Job
 from cifar_jax.errors import InputError
 from cifar_jax.models import CNN, create_model
@@ -27,13 +27,18 @@ from cifar_jax.state import TrainState, create_state
 from cifar_jax.transforms import Transform
 from cifar_jax.workdir import check_workdir
 
+Drawn = tuple[jax.Array, jax.Array | None]
+
 
 class Experiment(NamedTuple):
-    """Everything that a config names, built. Data sets lie on the device.
+    """Everything that a config names, built.
 
     rates: the learning rate of each epoch.
+    train, test: the images, on the device or, with `on_device` False, in host memory.
+    holdout: images that were kept from training, likewise; None for none.
     draw_epoch: takes an epoch, numbered from 0, to the order of its images, int32 `[n]`, and, where the steps do not
-      draw them, to which of these are flipped, bool `[n]`; the same for an epoch whenever it is asked.
+      draw them, to which of these are flipped, bool `[n]`; the same for an epoch whenever it is asked. By the seed.
+    state: where training starts. By the seed.
     parallel: the devices that share each batch; None where there is one.
     """
 
@@ -43,12 +48,14 @@ class Experiment(NamedTuple):
     rates: np.ndarray
     train: Split
     test: Split
+    holdout: Split | None
+    on_device: bool
     batch_size: int
     eval_batch_size: int
     sampler: str
-    draw_epoch: Callable[[int], tuple[jax.Array, jax.Array | None]]
+    draw_epoch: Callable[[int], Drawn]
     state: TrainState
-    parallel: DataParallel | None = None
+    parallel: DataParallel | None
 
 
 def prepare(config: ml_collections.ConfigDict, workdir: Path, job: Job | None = None) -> Dataset:
@@ -74,13 +81,15 @@ def prepare(config: ml_collections.ConfigDict, workdir: Path, job: Job | None = 
 def _load(config: ml_collections.ConfigDict) -> Dataset:
     data = config.data
     dataset = take(load_dataset(data.name, data.dir), data.limit_train, data.limit_test)
-    if steps_per_epoch(len(dataset.train.labels), data.batch_size, data.sampler) == 0:
+    rest, holdout = hold_out(dataset, data.holdout)
+    if steps_per_epoch(len(rest.train.labels), data.batch_size, data.sampler) == 0:
         raise InputError(
-            f"data.batch_size must be at most the number of training images, {len(dataset.train.labels)}, with "
+            f"data.batch_size must be at most the number of training images, {len(rest.train.labels)}, with "
             f"data.sampler={data.sampler}, got {data.batch_size}."
         )
+    held = "" if holdout is None else f" and {len(holdout.labels):,} held-out"
     print(
-        f"Data: {data.name}, {len(dataset.train.labels):,} training and {len(dataset.test.labels):,} test images, "
+        f"Data: {data.name}, {len(rest.train.labels):,} training{held} and {len(dataset.test.labels):,} test images, "
         f"{len(dataset.class_names)} classes",
         flush=True,
     )
@@ -88,12 +97,14 @@ def _load(config: ml_collections.ConfigDict) -> Dataset:
 
 
 def build(config: ml_collections.ConfigDict, dataset: Dataset) -> Experiment:
-    """Network, optimizer, transforms, data on the device and a fresh state, from a config that was validated."""
+    """Network, optimizer, transforms, data where they belong and a fresh state, from a config that was validated."""
     data, norm, optimizer, schedule = config.data, config.norm, config.optimizer, config.schedule
+    dataset, holdout = hold_out(dataset, data.holdout)
     rule = RULES[norm.rule]
     model = create_model(
         config.model.name,
         norm_rule=rule() if norm.momentum is None else rule(norm.momentum),
+        norm_compare=tuple((name, RULES[name]()) for name in norm.compare),
         num_classes=len(dataset.class_names),
         stages=tuple(tuple(widths) for widths in config.model.stages),
         epsilon=norm.epsilon,
@@ -113,10 +124,47 @@ def build(config: ml_collections.ConfigDict, dataset: Dataset) -> Experiment:
         tx = optimizers.adam(
             lr, b1=optimizer.b1, b2=optimizer.b2, eps=optimizer.eps, weight_decay=optimizer.weight_decay
         )
+    splits = (dataset.train, dataset.test, holdout)
+    on_device = data.placement == "device" or (data.placement == "auto" and fits(jax.tree.leaves(splits)))
     parallel = data_parallel(select_devices(config.platform), config.sharding.data, norm.sync)
+    train, test, holdout = replicate_rows(splits, parallel) if on_device else splits
+    state, draw_epoch = _start(config, model, tx, len(train.labels), parallel)
+    return Experiment(
+        model=model,
+        tx=tx,
+        transform=Transform(data.image_size, data.augment, data.normalize),
+        rates=rates,
+        train=train,
+        test=test,
+        holdout=holdout,
+        on_device=on_device,
+        batch_size=data.batch_size,
+        eval_batch_size=data.eval_batch_size,
+        sampler=data.sampler,
+        draw_epoch=draw_epoch,
+        state=state,
+        parallel=parallel,
+    )
+
+
+def reseed(experiment: Experiment, config: ml_collections.ConfigDict) -> Experiment:
+    """`experiment` as the same config with another seed would build it; both share every compiled program."""
+    x = experiment
+    state, draw_epoch = _start(config, x.model, x.tx, len(x.train.labels), x.parallel)
+    return x._replace(state=state, draw_epoch=draw_epoch)
+
+
+def _start(
+    config: ml_collections.ConfigDict,
+    model: CNN,
+    tx: optax.GradientTransformation,
+    n_train: int,
+    parallel: DataParallel | None,
+) -> tuple[TrainState, Callable[[int], Drawn]]:
+    """What the seed decides: `Experiment.state` and `Experiment.draw_epoch`."""
+    data = config.data
     init_key, step_key, order_key = jax.random.split(jax.random.key(config.seed), 3)
     state = create_state(model, tx, init_key=init_key, key=step_key, image_size=data.image_size)
-    n_train = len(dataset.train.labels)
     if config.rng == "torch":
         state = state.replace(params=jax.device_put(torch_random.draw_params(config.seed, state.params)))
         epochs = torch_random.Epochs(
@@ -132,17 +180,4 @@ def build(config: ml_collections.ConfigDict, dataset: Dataset) -> Experiment:
             # The epoch's number is all that an epoch takes from the host.
             return epoch_order(order_key, replicate(np.int32(epoch), parallel), n_train), None
 
-    return Experiment(
-        model=model,
-        tx=tx,
-        transform=Transform(data.image_size, data.augment, data.normalize),
-        rates=rates,
-        train=replicate_rows(dataset.train, parallel),
-        test=replicate_rows(dataset.test, parallel),
-        batch_size=data.batch_size,
-        eval_batch_size=data.eval_batch_size,
-        sampler=data.sampler,
-        draw_epoch=draw_epoch,
-        state=state if parallel is None else replicate(state, parallel),
-        parallel=parallel,
-    )
+    return state if parallel is None else replicate(state, parallel), draw_epoch

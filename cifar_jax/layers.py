@@ -1,14 +1,15 @@
 """The layers of the lecture's networks as Linen modules, and PyTorch's default initial weights."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from cifar_jax.batch_norm import BatchNormRule, BatchStats, batch_norm, init_stats, stats_dtype
+from cifar_jax import batch_norm
+from cifar_jax.batch_norm import BatchNormRule, BatchStats
 
 Initializer = Callable[..., Array]
 
@@ -73,6 +74,8 @@ class BatchNorm(nn.Module):
     Parameters `scale` and `bias` and statistics `mean` and `var`, each `[channels]`. In training the caller asks for
     the new statistics: `y, new = module.apply(variables, x, train=True, mutable=["batch_stats"])`.
 
+    compare: further rules by name; what they would have kept is in `mean_NAME` and `var_NAME`. See `running_stats`.
+
     Raises:
       ValueError: in training when `batch_stats` is not mutable, or with one value per channel.
     """
@@ -80,28 +83,49 @@ class BatchNorm(nn.Module):
     rule: BatchNormRule
     epsilon: float = 1e-5
     affine: bool = True
+    compare: tuple[tuple[str, BatchNormRule], ...] = ()
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "batch *spatial channels"], *, train: bool, mask: Bool[Array, " batch"] | None = None
     ) -> Float[Array, "batch *spatial channels"]:
         """Normalises `x`; `mask` is False for rows that only fill up the batch."""
-        channels, dtype = x.shape[-1], stats_dtype(x.dtype)
-        initial = init_stats(channels, dtype)
-        mean = self.variable("batch_stats", "mean", lambda: initial.mean)
-        var = self.variable("batch_stats", "var", lambda: initial.var)
+        channels, dtype = x.shape[-1], batch_norm.stats_dtype(x.dtype)
+        initial = batch_norm.init_stats(channels, dtype)
+        kept = [(self._variables("", initial), self.rule)]
+        if train or self.is_initializing():
+            kept += [(self._variables(f"_{name}", initial), rule) for name, rule in self.compare]
         scale = self.param("scale", nn.initializers.ones, (channels,), dtype) if self.affine else None
         bias = self.param("bias", nn.initializers.zeros, (channels,), dtype) if self.affine else None
-        updates = train and not self.is_initializing()
-        if updates and not self.is_mutable_collection("batch_stats"):
+        if not train:
+            (mean, var), _ = kept[0]
+            return batch_norm.normalize(x, mean.value, var.value, scale, bias, epsilon=self.epsilon)
+        y, moments = batch_norm.normalize_batch(x, scale, bias, epsilon=self.epsilon, mask=mask)
+        if self.is_initializing():
+            return y
+        if not self.is_mutable_collection("batch_stats"):
             raise ValueError(
                 "BatchNorm with train=True updates its running statistics: call apply(..., mutable=['batch_stats']) "
                 "and keep what it returns, or pass train=False to use the stored ones."
             )
-        y, stats = batch_norm(
-            x, scale, bias, BatchStats(mean.value, var.value), rule=self.rule, train=train, epsilon=self.epsilon,
-            mask=mask,
-        )  # fmt: skip
-        if updates:
-            mean.value, var.value = stats
+        for (mean, var), rule in kept:
+            stats = BatchStats(mean.value, var.value)
+            mean.value, var.value = batch_norm.update_stats(stats, moments, rule=rule)
         return y
+
+    def _variables(self, suffix, initial):
+        return (
+            self.variable("batch_stats", f"mean{suffix}", lambda: initial.mean),
+            self.variable("batch_stats", f"var{suffix}", lambda: initial.var),
+        )
+
+
+def running_stats(batch_stats: Mapping[str, Mapping], name: str | None = None) -> dict[str, dict]:
+    """The collection `batch_stats` with one rule's running averages only, that `name`d in `BatchNorm.compare`.
+
+    None takes the network's own rule. The result has one structure whatever the rule, so one evaluation serves all.
+    """
+    suffix = "" if name is None else f"_{name}"
+    return {
+        layer: {"mean": stats[f"mean{suffix}"], "var": stats[f"var{suffix}"]} for layer, stats in batch_stats.items()
+    }

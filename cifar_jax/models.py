@@ -29,6 +29,7 @@ class CNN(nn.Module):
     stages: the widths of each stage's convolutions.
     num_classes: number of logits.
     norm_rule: how BatchNorm keeps its running averages.
+    norm_compare: further rules by name, whose running averages are kept beside; see `layers.running_stats`.
     epsilon: BatchNorm's.
     init: "torch" for PyTorch's default initial weights, "flax" for Flax's (lecun_normal, zero bias).
     dtype: type of the computation. Parameters are float32, or float64 for float64.
@@ -40,6 +41,7 @@ class CNN(nn.Module):
     epsilon: float = 1e-5
     init_name: str = "torch"
     dtype: DTypeLike = jnp.float32
+    norm_compare: tuple[tuple[str, BatchNormRule], ...] = ()
 
     @nn.compact
     def __call__(
@@ -58,7 +60,8 @@ class CNN(nn.Module):
                     width, (3, 3), padding=1, use_bias=False, dtype=self.dtype, param_dtype=param_dtype,
                     kernel_init=kernel_init, name=f"conv{number}",
                 )(x)  # fmt: skip
-                x = BatchNorm(self.norm_rule, self.epsilon, name=f"norm{number}")(x, train=train, mask=mask)
+                norm = BatchNorm(self.norm_rule, self.epsilon, compare=self.norm_compare, name=f"norm{number}")
+                x = norm(x, train=train, mask=mask)
                 x = nn.relu(x)
             x = max_pool(x)
         x = jnp.mean(x, axis=(1, 2))
@@ -79,6 +82,7 @@ def create_model(
     epsilon: float = 1e-5,
     init_name: str = "torch",
     dtype: DTypeLike = jnp.float32,
+    norm_compare: tuple[tuple[str, BatchNormRule], ...] = (),
 ) -> CNN:
     """The network called `name`, "cnn6" or "cnn10".
 
@@ -95,7 +99,7 @@ def create_model(
         raise ValueError(f"model.stages must be () or widths laid out like {name}'s {NETWORKS[name]}, got {stages}.")
     return CNN(
         stages=stages or NETWORKS[name], num_classes=num_classes, norm_rule=norm_rule, epsilon=epsilon,
-        init_name=init_name, dtype=dtype,
+        init_name=init_name, dtype=dtype, norm_compare=norm_compare,
     )  # fmt: skip
 
 

@@ -1,22 +1,24 @@
 """The host's side of one phase of an epoch, training or evaluation: start it, wait for it, add up its metrics.
 
-A phase is one compiled call on an accelerator, so that the host stands in no one's way. On the CPU it is a compiled
-step called for each batch: there XLA runs the gradients of convolutions inside a loop many times slower than outside
-(jax#12868), and a step takes long enough for a progress bar to be wanted.
+A phase is one compiled call on an accelerator, so that the host stands in no one's way. It is a compiled step called
+for each batch where the images stay in host memory, and on the CPU: there XLA runs the gradients of convolutions inside
+a loop many times slower than outside (jax#12868), and a step takes long enough for a progress bar to be wanted.
 """
 
 import collections
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from cifar_jax import steps
+from cifar_jax.data.dataset import Split
 from cifar_jax.devices import compiler_options
 from cifar_jax.errors import DivergedError
-from cifar_jax.experiment import Experiment
+from cifar_jax.experiment import Drawn, Experiment
+from cifar_jax.layers import running_stats
 from cifar_jax.losses import Metrics
 from cifar_jax.sharding import place
 from cifar_jax.state import TrainState
@@ -26,81 +28,116 @@ _STEPS_IN_FLIGHT = 2
 
 
 class Phases(NamedTuple):
-    """The compiled phases of an experiment.
+    """The compiled phases of an experiment, whatever its seed.
 
     Each gives metrics on the device, one step's or all steps' at once, as soon as their computation is under way.
 
-    train: takes a state, which it donates, and an epoch numbered from 0; gives the state so far with the metrics.
-    evaluate: takes a state.
+    train: takes a state, which it donates, and what the experiment drew for an epoch; gives the state so far with the
+      metrics.
+    evaluate: takes parameters and the statistics to use (`layers.running_stats`); by the name of the split.
     """
 
-    train: Callable[[TrainState, int], Iterator[tuple[TrainState, Metrics]]]
-    evaluate: Callable[[TrainState], Iterator[Metrics]]
+    train: Callable[[TrainState, Drawn], Iterator[tuple[TrainState, Metrics]]]
+    evaluate: dict[str, Callable[[Any, Any], Iterator[Metrics]]]
 
 
-def compile_evaluation(experiment: Experiment, *, whole: bool) -> Callable[[TrainState], Iterator[Metrics]]:
-    """`Phases.evaluate`, as one call where `whole`, or as a call for each batch."""
+def compile_evaluation(experiment: Experiment, split: Split, *, whole: bool) -> Callable[[Any, Any], Iterator[Metrics]]:
+    """Evaluation on `split`, as one call where `whole`, or as a call for each batch."""
     x = experiment
+    variables = (x.state.params, running_stats(x.state.batch_stats))
     parts = {"model": x.model, "transform": x.transform, "parallel": x.parallel}
     if whole:
-        compiled = _compile(
-            steps.eval_epoch, x.state.params, x.state.batch_stats, *x.test, batch_size=x.eval_batch_size, **parts
-        )
-        return lambda state: iter([compiled(state.params, state.batch_stats, *x.test)])
-    order = np.arange(len(x.test.labels), dtype=np.int32)
-    batches = unstack(
-        steps.split_epoch(order, None, batch_size=x.eval_batch_size, sampler="shuffle", parallel=x.parallel)
-    )
-    compiled = _compile(steps.eval_step, x.state.params, x.state.batch_stats, *x.test, _spread(x, batches[0]), **parts)
-    return lambda state: (compiled(state.params, state.batch_stats, *x.test, _spread(x, batch)) for batch in batches)
+        compiled = _compile(steps.eval_epoch, *variables, *split, batch_size=x.eval_batch_size, **parts)
+        return lambda params, batch_stats: iter([compiled(params, batch_stats, *split)])
+    order = np.arange(len(split.labels), dtype=np.int32)
+    cut = {"batch_size": x.eval_batch_size, "sampler": "shuffle", "parallel": x.parallel}
+    batches = unstack(steps.split_epoch(order, None, **cut))
+    here, first = next(_feed(x, split, batches[:1]))
+    compiled = _compile(steps.eval_step, *variables, *here, first, **parts)
+
+    def evaluate_in_steps(params, batch_stats):
+        for here, batch in _feed(x, split, batches):
+            yield compiled(params, batch_stats, *here, batch)
+
+    return evaluate_in_steps
 
 
 def compile_training(
     experiment: Experiment, *, whole: bool
-) -> Callable[[TrainState, int], Iterator[tuple[TrainState, Metrics]]]:
+) -> Callable[[TrainState, Drawn], Iterator[tuple[TrainState, Metrics]]]:
     """`Phases.train`, as one call where `whole`, or as a call for each batch."""
     x = experiment
     parts = {"model": x.model, "tx": x.tx, "transform": x.transform, "parallel": x.parallel}
-    cut = {"batch_size": x.batch_size, "sampler": x.sampler}
     if whole:
+        cut = {"batch_size": x.batch_size, "sampler": x.sampler}
         compiled_epoch = _compile(steps.train_epoch, x.state, *x.train, *x.draw_epoch(0), **cut, **parts)
 
-        def train_whole(state, epoch):
-            yield compiled_epoch(state, *x.train, *x.draw_epoch(epoch))
+        def train_whole(state, drawn):
+            yield compiled_epoch(state, *x.train, *drawn)
 
         return train_whole
 
-    compiled_step = _compile(steps.train_step, x.state, *x.train, _spread(x, epoch_batches(x, 0)[0]), **parts)
+    here, first = next(_feed(x, x.train, epoch_batches(x, x.draw_epoch(0))[:1]))
+    compiled_step = _compile(steps.train_step, x.state, *here, first, **parts)
 
-    def train_in_steps(state, epoch):
-        for batch in epoch_batches(x, epoch):
-            state, metrics = compiled_step(state, *x.train, _spread(x, batch))
+    def train_in_steps(state, drawn):
+        for here, batch in _feed(x, x.train, epoch_batches(x, drawn)):
+            state, metrics = compiled_step(state, *here, batch)
             yield state, metrics
 
     return train_in_steps
 
 
 def compile_phases(experiment: Experiment, *, whole: bool | None = None) -> Phases:
-    """Both phases; `whole` None decides by the device."""
+    """All phases; `whole` None decides by the device and by where the images are."""
+    x = experiment
     if whole is None:
-        whole = jax.default_backend() != "cpu"
-    return Phases(compile_training(experiment, whole=whole), compile_evaluation(experiment, whole=whole))
+        whole = whole_by_default(x)
+    splits = {"test": x.test} if x.holdout is None else {"test": x.test, "holdout": x.holdout}
+    return Phases(
+        compile_training(x, whole=whole),
+        {name: compile_evaluation(x, split, whole=whole) for name, split in splits.items()},
+    )
+
+
+def whole_by_default(experiment: Experiment) -> bool:
+    """Whether a phase is best made one call: on an accelerator that holds the images."""
+    return experiment.on_device and jax.default_backend() != "cpu"
 
 
 def _compile(function, *arguments, **options):
     return function.lower(*arguments, **options).compile(compiler_options=compiler_options())
 
 
-def _spread(experiment: Experiment, batch: steps.Batch) -> steps.Batch:
-    """The batch cut over the devices; with one device it stays on the host, and the step takes it from there."""
-    return batch if experiment.parallel is None else place(batch, experiment.parallel.rows)
+def _feed(experiment: Experiment, split: Split, batches: Iterable[steps.Batch]) -> Iterator[tuple[Split, steps.Batch]]:
+    """Each batch with the images among which it names its own: the whole split, or from host memory the batch's alone.
+
+    From the host, a batch is on its way to the device before the one ahead of it is asked for.
+    """
+    parallel = experiment.parallel
+    if experiment.on_device:
+        # To a single device, the step takes it along.
+        yield from ((split, batch if parallel is None else place(batch, parallel.rows)) for batch in batches)
+        return
+
+    def send(batch):
+        rows = np.arange(len(batch.indices), dtype=np.int32)
+        own = Split(split.images[batch.indices], split.labels[batch.indices])
+        return place((own, batch._replace(indices=rows)), parallel and parallel.rows)
+
+    ahead = None
+    for batch in batches:
+        ahead, ready = send(batch), ahead
+        if ready is not None:
+            yield ready
+    if ahead is not None:
+        yield ahead
 
 
-def epoch_batches(experiment: Experiment, epoch: int) -> list[steps.Batch]:
-    """The batches of an epoch of training, numbered from 0, one by one, on the host."""
+def epoch_batches(experiment: Experiment, drawn: Drawn) -> list[steps.Batch]:
+    """The batches of an epoch of training, as the experiment drew it, one by one, on the host."""
     x = experiment
-    cut = {"batch_size": x.batch_size, "sampler": x.sampler, "parallel": x.parallel}
-    return unstack(steps.split_epoch(*x.draw_epoch(epoch), **cut))
+    return unstack(steps.split_epoch(*drawn, batch_size=x.batch_size, sampler=x.sampler, parallel=x.parallel))
 
 
 def unstack(batches: steps.Batch) -> list[steps.Batch]:
@@ -164,13 +201,13 @@ def _wait(metrics: Metrics, check_stop: Callable[[], None]) -> Metrics:
 def train(
     phases: Phases,
     state: TrainState,
-    epoch: int,
+    drawn: Drawn,
     *,
     check_stop: Callable[[], None] = lambda: None,
     on_images: Callable[[int], None] = lambda count: None,
     meanwhile: Callable[[], None] = lambda: None,
 ) -> tuple[TrainState, Totals]:
-    """One epoch of training, numbered from 0; see `fetch` for `check_stop` and `meanwhile`.
+    """One epoch of training on what the experiment drew for it; see `fetch` for `check_stop` and `meanwhile`.
 
     Raises:
       DivergedError: a loss became NaN or infinite.
@@ -179,7 +216,7 @@ def train(
 
     def dispatch():
         nonlocal state
-        for new_state, metrics in phases.train(state, epoch):
+        for new_state, metrics in phases.train(state, drawn):
             state = new_state
             yield metrics
 
@@ -188,8 +225,7 @@ def train(
         broken = np.flatnonzero(~np.isfinite(losses))
         if len(broken):
             loss = losses[broken[0]] / np.atleast_1d(metrics.count)[broken[0]]
-            step = totals.steps + int(broken[0]) + 1
-            raise DivergedError(f"The loss became {float(loss)} in epoch {epoch + 1}, step {step}")
+            raise DivergedError(f"The loss became {float(loss)} in step {totals.steps + int(broken[0]) + 1}")
         before = totals.count
         totals.add(metrics)
         on_images(totals.count - before)
@@ -197,15 +233,14 @@ def train(
 
 
 def evaluate(
-    phases_evaluate: Callable[[TrainState], Iterator[Metrics]],
-    state: TrainState,
+    dispatched: Iterable[Metrics],
     *,
     check_stop: Callable[[], None] = lambda: None,
     on_images: Callable[[int], None] = lambda count: None,
 ) -> Totals:
-    """Loss and accuracy over the test images; each counts once."""
+    """Adds up what one of `Phases.evaluate` gives; each image counts once."""
     totals = Totals()
-    for metrics in fetch(phases_evaluate(state), check_stop):
+    for metrics in fetch(dispatched, check_stop):
         before = totals.count
         totals.add(metrics)
         on_images(totals.count - before)

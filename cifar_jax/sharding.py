@@ -119,9 +119,10 @@ def constrain(tree: Any, sharding: NamedSharding | None) -> Any:
 
 
 def per_replica(gradients: Callable[..., tuple], parallel: DataParallel) -> Callable[..., tuple]:
-    """`gradients(params, batch_stats, x, labels, mask)` on each device's rows alone, put together as PyTorch's DDP does.
+    """`gradients(params, batch_stats, x, labels, mask)` on each device's rows alone, put together as by PyTorch's DDP.
 
-    `gradients` gives the gradients of a mean loss, running statistics, logits and sums with a `count`; so does the result.
+    `gradients` gives the gradients of a mean loss, running statistics, logits and sums with a `count`, and so does what
+    is made of it.
     Gradients and metrics are those of all images. In DDP that is the mean over replicas of each one's mean, which
     is the same where all have as many images. In a masked batch they have not: then each image weighs the same, and a
     device without images nothing. Running statistics are the first replica's, which DDP copies to all before each

@@ -125,7 +125,7 @@ def _event(row: dict):
     for key, value in row.items():
         if key != "epoch":
             phase, _, quantity = key.partition("_")
-            tag = f"{quantity}/{phase}" if phase in ("train", "test") else key
+            tag = f"{quantity}/{phase}" if phase in ("train", "test", "holdout") else key
             values.append(Summary.Value(tag=tag, simple_value=value))
     return Event(wall_time=time.time(), step=row["epoch"], summary=Summary(value=values))
 

@@ -23,6 +23,8 @@ def get_config() -> ml_collections.ConfigDict:
     data.eval_batch_size = 200
     data.limit_train = 0  # use only the first so many images; 0 uses all
     data.limit_test = 0
+    data.holdout = 0  # so many of the training images, the last ones, only measure: the rows' holdout_accuracy
+    data.placement = "auto"  # where the images lie: device, host (each batch travels), or auto: device if they fit
     data.augment = "flip"  # flip: each image with p = 0.5; flip_first_half: half of each batch; none
     data.normalize = True  # pixels to [-1, 1]; False: to [0, 1]
     data.sampler = "shuffle"  # shuffle: every image once an epoch; whole_batches: drops the remainder
@@ -37,6 +39,7 @@ def get_config() -> ml_collections.ConfigDict:
     norm.momentum = config_dict.placeholder(float)  # None: the rule's own, 0.1 (torch, lecture) or 0.99 (flax)
     norm.epsilon = 1e-5
     norm.sync = "global"  # over many devices, statistics of the whole batch; per_replica: of each device's share
+    norm.compare = ()  # rules whose running averages are kept and evaluated beside, such as ("lecture", "flax")
 
     config.optimizer = optimizer = ml_collections.ConfigDict()
     optimizer.name = "adam"  # adam or sgd
@@ -49,6 +52,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.train = train = ml_collections.ConfigDict()
     train.epochs = 30
+    train.seeds = 1  # so many runs, of seed, seed + 1, ..., each in a folder of its own
     train.checkpoint_every = 1  # epochs; the last epoch is always saved
 
     config.sharding = sharding = ml_collections.ConfigDict()

@@ -68,6 +68,8 @@ WRONG = [
     ("data.batch_size", 0, "an integer of at least 1"),
     ("data.eval_batch_size", -5, "an integer of at least 1"),
     ("data.limit_train", -1, "an integer of at least 0"),
+    ("data.holdout", -1, "an integer of at least 0"),
+    ("data.placement", "disk", "one of auto, device, host"),
     ("data.augment", "mirror", "one of flip, flip_first_half, none"),
     ("data.sampler", "", "one of shuffle, whole_batches"),
     ("model.name", "resnet", "one of cnn6, cnn10"),
@@ -77,6 +79,9 @@ WRONG = [
     ("norm.rule", "keras", "one of torch, flax, lecture"),
     ("norm.momentum", 1.5, "a number from 0 to 1, or None"),
     ("norm.epsilon", 0.0, "a finite number above 0"),
+    ("norm.compare", ("keras",), r"\(\) or rules such as"),
+    ("norm.compare", ("torch",), "rules other than norm.rule=torch, each once"),
+    ("norm.compare", ("flax", "flax"), "rules other than norm.rule=torch, each once"),
     ("optimizer.name", "adamw", "one of sgd, adam"),
     ("optimizer.lr", math.nan, "a finite number above 0"),
     ("optimizer.lr", math.inf, "a finite number above 0"),
@@ -92,6 +97,7 @@ WRONG = [
     ("schedule.calls_per_epoch", 3, "an integer from 1 to 2"),
     ("train.epochs", -1, "an integer of at least 1"),
     ("train.checkpoint_every", 0, "an integer of at least 1"),
+    ("train.seeds", 0, "an integer from 1 to 1000"),
 ]
 
 
@@ -138,7 +144,7 @@ def test_resuming_compares_all_that_matters():
     saved = flatten(default.get_config())
     assert first_difference(default.get_config(), saved) is None
     assert first_difference(changed(**{"optimizer.lr": 0.1, "train.epochs": 3}), saved) == ("optimizer.lr", 0.1, 0.001)
-    for key, value in zip(FREE_ON_RESUME, ("elsewhere", 99, 5), strict=True):
+    for key, value in zip(FREE_ON_RESUME, ("elsewhere", "host", 99, 5), strict=True):
         assert first_difference(changed(**{key: value}), saved) is None
     del saved["norm.rule"]
     assert first_difference(default.get_config(), saved) == ("norm.rule", "torch", None)

@@ -74,7 +74,7 @@ def one_pass(x, mask):
     axes = tuple(range(x.ndim - 1))
     mean = jnp.mean(x, axes)
     var = jnp.maximum(jnp.mean(jnp.square(x), axes) - jnp.square(mean), 0)
-    return mean, var, jnp.asarray(x.size // x.shape[-1], x.dtype)
+    return batch_norm.Moments(mean, var, jnp.asarray(x.size // x.shape[-1], x.dtype))
 
 
 def late(rates, *, steps_per_epoch):
@@ -111,8 +111,9 @@ def turned(*trees):
     return loaded._replace(params=params)
 
 
-moments, normalize, metrics, split = (
+moments, init_stats, normalize, metrics, split = (
     batch_norm.batch_moments,
+    batch_norm.init_stats,
     batch_norm.normalize,
     losses.batch_metrics,
     order.split_batches,
@@ -131,8 +132,8 @@ MISTAKES = {
     "BN3": ("cifar_jax.batch_norm.batch_moments", one_pass),
     "BN4": ("cifar_jax.batch_norm.normalize", lambda *a, epsilon: normalize(*a, epsilon=1e-3)),
     "BN4K": ("cifar_jax.batch_norm.normalize", lambda *a, epsilon: normalize(*a, epsilon=1e-3)),
-    "BN5": ("cifar_jax.layers.batch_norm", lambda x, scale, bias, stats, **options: (x, stats)),
-    "BN6": ("cifar_jax.layers.init_stats", lambda channels, dtype: batch_norm.init_stats(channels, jnp.float32)),
+    "BN5": ("cifar_jax.batch_norm.normalize_batch", lambda x, *a, epsilon, mask: (x, moments(x, mask))),
+    "BN6": ("cifar_jax.batch_norm.init_stats", lambda channels, dtype: init_stats(channels, jnp.float32)),
     "BN7": ("cifar_jax.batch_norm.batch_moments", lambda x, mask: moments(x, None)),
     "BN7R": ("cifar_jax.batch_norm.batch_moments", lambda x, mask: moments(x[:16], mask)),
     "BN8": ("cifar_jax.batch_norm.update_stats", lambda stats, *a, rule: stats),

@@ -15,7 +15,7 @@ from conftest import REAL_DATA, ROOT
 from test_config import LECTURE
 
 from cifar_jax import experiment, optimizers, phases, schedules, steps
-from cifar_jax.batch_norm import BatchNormRule, BatchStats, normalize, torch_rule, update_stats
+from cifar_jax.batch_norm import BatchNormRule, BatchStats, Moments, normalize, torch_rule, update_stats
 from cifar_jax.data import load_dataset
 from cifar_jax.data.dataset import Dataset, Split, take
 from cifar_jax.layers import BatchNorm
@@ -212,7 +212,7 @@ class OnePassNorm(nn.Module):
         count = jnp.sum(mask) * x[0, ..., 0].size * jnp.ones((), x.dtype)
         m, s = (jnp.sum(jnp.where(rows, x**power, 0), (0, 1, 2)) / count for power in (1, 2))
         v = jnp.maximum(s - m**2, 0)
-        mean.value, var.value = update_stats(BatchStats(mean.value, var.value), m, v, count, rule=torch_rule())
+        mean.value, var.value = update_stats(BatchStats(mean.value, var.value), Moments(m, v, count), rule=torch_rule())
         return normalize(x, m, v, scale, bias, epsilon=1e-5)
 
 

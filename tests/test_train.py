@@ -45,6 +45,18 @@ def config():
     return config
 
 
+@pytest.fixture
+def compilations(caplog):
+    """The names of the training and evaluation steps, or epochs, that are compiled from here on."""
+    jax.clear_caches()  # or an earlier test's compilations would serve this one
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        yield lambda: [
+            record.getMessage().split()[1]
+            for record in caplog.records
+            if record.getMessage().startswith(("Compiling jit(update", "Compiling jit(score"))
+        ]
+
+
 def saved(workdir, like):
     checkpoints = Checkpoints(workdir / "checkpoints")
     state, history = checkpoints.restore(checkpoints.newest(), like)
@@ -147,13 +159,10 @@ def test_a_finished_run_is_not_trained_again(dataset, config, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("whole_epochs", [False, True])
-def test_one_compilation_of_each_step(dataset, config, tmp_path, caplog, whole_epochs):
-    jax.clear_caches()  # or an earlier test's compilations would serve this one
-    with jax.log_compiles(), caplog.at_level(logging.WARNING):
-        train.train_and_evaluate(config, tmp_path, whole_epochs=whole_epochs)
-    compiling = [r.getMessage().split()[1] for r in caplog.records if r.getMessage().startswith("Compiling ")]
+def test_one_compilation_of_each_step(dataset, config, tmp_path, compilations, whole_epochs):
+    train.train_and_evaluate(config, tmp_path, whole_epochs=whole_epochs)
     expected = ["jit(update_all)", "jit(score_all)"] if whole_epochs else ["jit(update)", "jit(score)"]
-    assert [name for name in compiling if "update" in name or "score" in name] == expected
+    assert compilations() == expected
 
 
 def test_newest_and_best_are_kept(dataset, config, tmp_path):
@@ -197,7 +206,7 @@ def test_divergence_stops_the_run_and_keeps_the_checkpoint(dataset, config, tmp_
     config.optimizer.lr, config.train.epochs = 1e38, 2
     with pytest.raises(
         DivergedError,
-        match=r"The loss became \S+ in epoch 2, step \d, at learning rate 1e\+38; the checkpoint of epoch 1 is kept",
+        match=r"The loss became \S+ in step \d of epoch 2, at learning rate 1e\+38; the checkpoint of epoch 1 is kept",
     ):
         train.train_and_evaluate(config, tmp_path)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]

@@ -80,3 +80,20 @@ def take(dataset: Dataset, limit_train: int, limit_test: int) -> Dataset:
             )
         splits[name] = Split(split.images[: limit or None], split.labels[: limit or None])
     return dataset._replace(**splits)
+
+
+def hold_out(dataset: Dataset, count: int) -> tuple[Dataset, Split | None]:
+    """The data set without its last `count` training images, and these; None for 0.
+
+    They are the same for every seed, and TFDS prepared the images in a random order, so the last are a fair sample.
+
+    Raises:
+      InputError: no image would be left to train on.
+    """
+    images, labels = dataset.train
+    if count >= len(labels):
+        raise InputError(f"data.holdout must be less than {len(labels)}, the number of training images, got {count}.")
+    if count == 0:
+        return dataset, None
+    rest = dataset._replace(train=Split(images[:-count], labels[:-count]))
+    return rest, Split(images[-count:], labels[-count:])

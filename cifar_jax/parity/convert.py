@@ -35,6 +35,7 @@ from cifar_jax.config import validate
 from cifar_jax.data.order import steps_per_epoch
 from cifar_jax.errors import InputError
 from cifar_jax.experiment import Experiment, build, prepare
+from cifar_jax.layers import running_stats
 from cifar_jax.parity.command_line import parse
 from cifar_jax.parity.optimizer_state import (
     check_options,
@@ -88,6 +89,10 @@ def file_to_run(source: Path, target: Path, config: ml_collections.ConfigDict) -
       InputError: the file cannot be read, does not fit the config, or the folder is not empty; nothing was written.
     """
     validate(config)
+    if config.norm.compare:
+        raise InputError(
+            f"norm.compare must be (), as a file holds the averages of one rule, got {tuple(config.norm.compare)}."
+        )
     saved = split(read_file(source), str(source))
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"OUT must be a new or empty folder, got {str(target)!r}.")
@@ -118,7 +123,7 @@ def run_to_file(source: Path, target: Path) -> int:
         raise InputError(f"IN must hold a checkpoint, got {str(source)!r}.")
     state, _ = checkpoints.restore(epoch, experiment.state)
     checkpoints.close()
-    model = to_state_dict(state.params, state.batch_stats, updates=int(state.step))
+    model = to_state_dict(state.params, running_stats(state.batch_stats), updates=int(state.step))
     if target.suffix == ".safetensors":
         write_file(target, model)
     else:

@@ -97,7 +97,7 @@ def build(config: ConfigDict, dataset: Dataset) -> Sides:
     def flips_of_each(step, count):
         # Our draws for a whole batch; of a ragged one, the first rows are real.
         epoch, place = divmod(step, len(its_batches(0)))
-        drawn_before = phases.epoch_batches(experiment, epoch)[place].flips
+        drawn_before = phases.epoch_batches(experiment, experiment.draw_epoch(epoch))[place].flips
         if drawn_before is not None:
             return drawn_before[:count]
         key = jax.random.fold_in(experiment.state.key, step)

@@ -57,7 +57,7 @@ def from_experiment(experiment: Experiment) -> Ours:
         gradients=functools.partial(steps.loss_and_grads, model=x.model),
         tx=x.tx,
         schedule=by_step(x.rates, steps_per_epoch=per_epoch),
-        batches=lambda epoch: phases.epoch_batches(x, epoch),
+        batches=lambda epoch: phases.epoch_batches(x, x.draw_epoch(epoch)),
         epoch_loss=epoch_loss,
         state=x.state,
         images=x.train.images,
