@@ -14,7 +14,7 @@ import optax
 from cifar_jax import optimizers, schedules, torch_random
 from cifar_jax.batch_norm import RULES
 from cifar_jax.config import validate
-from cifar_jax.data import load_dataset
+from cifar_jax.data import load_dataset, map_dataset
 from cifar_jax.data.cache import cache_folder
 from cifar_jax.data.dataset import Dataset, Split, hold_out, take
 from cifar_jax.data.order import epoch_order, steps_per_epoch
@@ -80,7 +80,8 @@ def prepare(config: ml_collections.ConfigDict, workdir: Path, job: Job | None = 
 
 def _load(config: ml_collections.ConfigDict) -> Dataset:
     data = config.data
-    dataset = take(load_dataset(data.name, data.dir), data.limit_train, data.limit_test)
+    load = load_dataset if jax.process_count() == 1 else map_dataset
+    dataset = take(load(data.name, data.dir), data.limit_train, data.limit_test)
     rest, holdout = hold_out(dataset, data.holdout)
     if steps_per_epoch(len(rest.train.labels), data.batch_size, data.sampler) == 0:
         raise InputError(

@@ -207,7 +207,7 @@ WAIT = """
 import sys, time
 from cifar_jax.distributed import Place, joined
 from cifar_jax.interrupt import Interrupt
-with joined(Place(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])), Interrupt(), seconds=float(sys.argv[4])):
+with joined(Place(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])), Interrupt(), seconds=int(sys.argv[4])):
     print("joined", file=sys.stderr, flush=True)
     time.sleep(100)
 """

@@ -53,7 +53,7 @@ def out(path):
 @pytest.mark.parametrize("name", [name for name in RUNS if not name.endswith("1")])
 def test_an_epoch_gives_the_numbers_of_one_device(out, name):
     """Also of batches that the devices do not divide, and of images that lie on the host."""
-    here, there = out[name], out[name.rstrip("host").rstrip("0123456789") + "1"]
+    here, there = out[name], out[name.rstrip("0123456789") + "1"]
     np.testing.assert_array_equal(here["order"], there["order"])
     np.testing.assert_array_equal(here["counts"], there["counts"])
     for key in here:
