@@ -241,7 +241,7 @@ def start_job(processes, *arguments):
     ]
 
 
-def finish(process, timeout=300):
+def finish(process, timeout=900):
     out, err = process.communicate(timeout=timeout)
     return process.returncode, out, err
 
@@ -251,7 +251,7 @@ def rows(workdir):
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def wait_for_epochs(processes, workdir, count, timeout=300):
+def wait_for_epochs(processes, workdir, count, timeout=900):
     end = time.monotonic() + timeout
     while len(rows(workdir)) < count:
         assert all(process.poll() is None for process in processes), [finish(process) for process in processes]

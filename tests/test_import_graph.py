@@ -53,7 +53,7 @@ def short(name: str) -> str:
 
 
 # Rooms that may import everything, and that nothing else imports.
-ROOFTOP = ("parity", "benchmark")
+ROOFTOP = ("parity", "benchmark", "scaling")
 
 
 def room(name: str) -> str:
