@@ -213,10 +213,12 @@ with joined(Place(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])), Interrupt(),
 """
 
 
-def free_port():
-    with contextlib.closing(socket.socket()) as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+def free_port(ports=(0,)):
+    for port in ports:
+        with contextlib.closing(socket.socket()) as s, contextlib.suppress(OSError):
+            s.bind(("127.0.0.1", port))
+            return s.getsockname()[1]
+    raise OSError("no free port")
 
 
 def start(*arguments, **variables):
@@ -233,12 +235,23 @@ def start(*arguments, **variables):
     )  # fmt: skip
 
 
-def start_job(processes, *arguments):
-    coordinator = f"--coordinator=127.0.0.1:{free_port()}"
-    return [
-        start(*SMALL, *arguments, coordinator, f"--processes={processes}", f"--process_id={i}")
-        for i in range(processes)
-    ]
+def start_job(places, *arguments):
+    """A process for each of the environments that tell it its place."""
+    return [start(*SMALL, *arguments, **variables) for variables in places]
+
+
+def slurm(tasks):
+    """What srun sets on a machine of its own, for this one's tasks."""
+    port = free_port(range(61440, 65536))
+    everyone = {"SLURM_JOB_ID": port - 61440, "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": tasks}
+    everyone["SLURM_STEP_TASKS_PER_NODE"] = tasks
+    return [{k: str(v) for k, v in {**everyone, "SLURM_PROCID": i, "SLURM_LOCALID": i}.items()} for i in range(tasks)]
+
+
+def jobset(pods):
+    """What the manifest and Kubernetes set."""
+    everyone = {"JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}", "JAX_NUM_PROCESSES": str(pods)}
+    return [{**everyone, "JOB_COMPLETION_INDEX": str(i)} for i in range(pods)]
 
 
 def finish(process, timeout=900):
@@ -265,12 +278,12 @@ def checkpoints(workdir):
 
 @pytest.mark.slow
 def test_a_job_that_is_killed_and_stopped_goes_on_with_fewer_processes(tmp_path):
-    """Four processes, of which one is killed; then two, of which one is asked to stop; then one, to the end.
+    """Four tasks of SLURM, of which one is killed; then two pods, of which one is asked to stop; then one, to the end.
 
     1e-10 against a run of one process that nobody stopped: two programs may add in another order.
     """
     endless = (f"--workdir={tmp_path / 'run'}", "--config.train.epochs=10000")
-    job = start_job(4, *endless)
+    job = start_job(slurm(4), *endless)
     wait_for_epochs(job, tmp_path / "run", 2)
     killed = time.monotonic()
     job[2].kill()
@@ -283,7 +296,7 @@ def test_a_job_that_is_killed_and_stopped_goes_on_with_fewer_processes(tmp_path)
     assert all("epoch" not in out for _, out, _ in ended[1:])  # one process writes
     done = len(rows(tmp_path / "run"))
 
-    job = start_job(2, *endless)
+    job = start_job(jobset(2), *endless)
     wait_for_epochs(job, tmp_path / "run", done + 1)
     job[1].terminate()
     ended = [finish(process) for process in job]
