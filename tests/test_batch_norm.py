@@ -128,7 +128,7 @@ def test_variance_does_not_cancel(rng, offset, bound, one_pass_error):
 
 
 def test_an_outlier_where_the_shift_is_taken(rng):
-    """100 deviations off, it costs the variance 100^2 roundings of 6e-8; in exact arithmetic the shift changes nothing."""
+    """100 deviations off, it costs the variance 100^2 roundings of 6e-8; the shift changes nothing else."""
     x = rng.normal(0, 1, (64, 8, 8, 4)).astype(np.float32)
     x[0, 4, 4] = 100
     mean, var, _ = batch_moments(jnp.asarray(x), None)
