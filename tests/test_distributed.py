@@ -348,3 +348,44 @@ def test_a_coordinator_that_does_not_answer_ends_in_bounded_time():
         "Error: --coordinator must be where a first process can be reached and all 2 processes meet within 2 s" in err
     )
     assert "where no process answers" in err
+
+
+# Two runs by one pair of processes: an epoch as one call, as on accelerators, and images in host memory.
+RUNS = """
+import sys
+from pathlib import Path
+import cifar_jax.train
+from cifar_jax.distributed import Place, joined
+from cifar_jax.interrupt import Interrupt
+from configs.quickstart import get_config
+
+def run(folder, job=None):
+    for name, whole, placement in (("whole", True, "device"), ("host", False, "host")):
+        config = get_config()
+        config.dtype, config.data.placement, config.data.batch_size = "float64", placement, 33
+        config.data.limit_train, config.data.limit_test = 100, 51
+        config.model.stages, config.train.epochs = ((4, 4), (4, 4), (4, 4)), 2
+        cifar_jax.train.train_and_evaluate(config, Path(folder) / name, job=job, whole_epochs=whole)
+
+if len(sys.argv) == 2:
+    run(sys.argv[1])
+else:
+    with joined(Place(sys.argv[2], 2, int(sys.argv[3])), Interrupt()) as job:
+        run(sys.argv[1], job)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_numbers_of_one(tmp_path):
+    """1e-10: two programs may add in another order."""
+    address = f"127.0.0.1:{free_port()}"
+    processes = [start("-c", RUNS, tmp_path / "two", address, i) for i in range(2)]
+    processes.append(start("-c", RUNS, tmp_path / "one"))
+    for process in processes:
+        code, _, err = finish(process)
+        assert code == 0, err
+    for name in ("whole", "host"):
+        for row, expected in zip(*(rows(tmp_path / folder / name) for folder in ("two", "one")), strict=True):
+            for key in ("train_loss", "train_accuracy", "test_loss", "test_accuracy"):
+                assert row[key] == pytest.approx(expected[key], rel=0, abs=1e-10), (name, key)
+        assert checkpoints(tmp_path / "two" / name)[-1] == 2
