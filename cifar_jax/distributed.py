@@ -244,6 +244,8 @@ class Job:
         self._wait_for_all("leaving/")
         self._closed.set()
         self._thread.join()
+        # The first process must not end, and the service with it, before the others have left that.
+        jax.distributed.shutdown()
 
     def leave(self, error: BaseException) -> None:
         """Leaves it on an error; where that is not an error of all processes, ends the others."""
