@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -248,7 +249,7 @@ class Job:
         jax.distributed.shutdown()
 
     def leave(self, error: BaseException) -> None:
-        """Leaves it on an error; where that is not an error of all processes, ends the others."""
+        """Leaves it on an error; where that is not an error of all processes, ends the others, and this one."""
         if isinstance(error, Interrupted | DivergedError) or (isinstance(error, InputError) and self._agreed):
             self.close()
             return
@@ -256,7 +257,10 @@ class Job:
             # What JAX raises when a collective breaks: the watching thread needs time to find out who is lost.
             time.sleep(self._limit + 5 * self._beat)
         code, text = (2, str(error)) if isinstance(error, InputError) else (1, f"{type(error).__name__}: {error}")
+        if code == 1:
+            traceback.print_exception(error)
         self.fail(text, code)
+        self._end(text, code)  # not by an exception: on its way out, JAX would wait for the others
 
     def _watch(self) -> None:
         count = 0
