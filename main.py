@@ -19,6 +19,9 @@ _MODE = flags.DEFINE_enum(
     "mode", "train", ["train", "evaluate", "predict"], "Train, evaluate the run's checkpoints, or predict IMAGE..."
 )
 _JSON = flags.DEFINE_boolean("json", False, "Predictions as JSON, one object a line.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "Of many processes: HOST:PORT of the first one.")
+_PROCESSES = flags.DEFINE_string("processes", None, "Of many processes: how many there are.")
+_PROCESS_ID = flags.DEFINE_string("process_id", None, "Of many processes: which one this is, from 0.")
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -60,24 +63,27 @@ def main(argv: list[str]) -> None:
     if not flags.FLAGS["verbosity"].present:
         # Orbax logs dozens of lines for each checkpoint, and warns of every one that is only read.
         logging.set_verbosity(logging.ERROR if _MODE.value == "predict" else logging.WARNING)
+    from cifar_jax.distributed import find_place, joined
     from cifar_jax.errors import DivergedError, InputError
     from cifar_jax.interrupt import Interrupted, interruptible
 
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     workdir = Path(_WORKDIR.value or Path("runs") / name)
     try:
-        with interruptible() as interrupt:
-            if _MODE.value == "predict":
-                from cifar_jax.predict import predict_pictures
+        if _MODE.value == "predict":
+            from cifar_jax.predict import predict_pictures
 
-                paths = [Path(path) for path in argv[1:]]
+            paths = [Path(path) for path in argv[1:]]
+            with interruptible() as interrupt:
                 sys.exit(0 if predict_pictures(workdir, paths, as_json=_JSON.value, check_stop=interrupt.check) else 2)
+        place = find_place(_COORDINATOR.value, _PROCESSES.value, _PROCESS_ID.value)
+        with interruptible() as interrupt, joined(place, interrupt) as job:
             from cifar_jax.train import evaluate_runs, train_runs
 
             if _MODE.value == "evaluate":
-                evaluate_runs(_CONFIG.value, workdir)
+                evaluate_runs(_CONFIG.value, workdir, job=job)
             else:
-                train_runs(_CONFIG.value, workdir, check_stop=interrupt.check)
+                train_runs(_CONFIG.value, workdir, check_stop=interrupt.check, job=job)
     except InputError as error:
         _fail(str(error))
     except DivergedError as error:

@@ -51,9 +51,9 @@ def describe(devices: list[jax.Device]) -> str:
 def fits(arrays: Iterable[np.ndarray]) -> bool:
     """Whether a device can hold these and still train: they take a quarter of its memory at most, where that is known.
 
-    The CPU always can: it is where they are.
+    The CPU always can: it is where they are. Of many processes each asks a device of its own.
     """
-    limit = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
     return limit is None or 4 * sum(array.nbytes for array in arrays) <= limit
 
 

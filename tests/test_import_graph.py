@@ -18,7 +18,18 @@ LAYERS = [
     {"errors", "interrupt", "progress", "provenance", "batch_norm", "losses", "transforms", "schedules", "torch_random"}
     | {"report", "report.curves", "report.lockstep_plot", "report.record", "report.shell", "report.summaries"}
     | {"report.speed_curves", "report.speed_table", "report.wording", "files", "table", "table.lecture"},
-    {"table.cells", "layers", "optimizers", "devices", "pictures", "data.dataset", "data.order", "report.ledger_page"},
+    {
+        "table.cells",
+        "layers",
+        "optimizers",
+        "devices",
+        "distributed",
+        "sharding",
+        "pictures",
+        "data.dataset",
+        "data.order",
+        "report.ledger_page",
+    },
     {"table.document", "models", "state", "data", "data.cifar", "data.cache", "data.download", "data.shapes"}
     | {"report.analysis", "report.recipes"},
     {"steps", "config", "table.markdown", "report.charts", "report.html_tables"},
@@ -58,7 +69,7 @@ def short(name: str) -> str:
 
 
 # Rooms that may import everything, and that nothing else imports.
-ROOFTOP = ("parity", "benchmark")
+ROOFTOP = ("parity", "benchmark", "scaling")
 
 
 def room(name: str) -> str:
