@@ -8,7 +8,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from cifar_jax.batch_norm import BatchNormRule, stats_dtype
-from cifar_jax.layers import BatchNorm, max_pool, torch_bias_init, torch_kernel_init
+from cifar_jax.layers import BatchNormRelu, torch_bias_init, torch_kernel_init
 
 Stages = tuple[tuple[int, ...], ...]
 
@@ -54,16 +54,16 @@ class CNN(nn.Module):
         x = x.astype(self.dtype)
         number = 0
         for widths in self.stages:
-            for width in widths:
+            for place, width in enumerate(widths, 1):
                 number += 1
                 x = nn.Conv(
                     width, (3, 3), padding=1, use_bias=False, dtype=self.dtype, param_dtype=param_dtype,
                     kernel_init=kernel_init, name=f"conv{number}",
                 )(x)  # fmt: skip
-                norm = BatchNorm(self.norm_rule, self.epsilon, compare=self.norm_compare, name=f"norm{number}")
-                x = norm(x, train=train, mask=mask)
-                x = nn.relu(x)
-            x = max_pool(x)
+                x = BatchNormRelu(
+                    self.norm_rule, self.epsilon, compare=self.norm_compare, pool=place == len(widths),
+                    name=f"norm{number}",
+                )(x, train=train, mask=mask)  # fmt: skip
         x = jnp.mean(x, axis=(1, 2))
         bias_init = torch_bias_init(x.shape[-1]) if torch_init else nn.initializers.zeros
         logits = nn.Dense(
