@@ -86,7 +86,7 @@ def test_the_arms_train_alike(torch, tmp_path, monkeypatch, optimizer, size):
     settings.check(config)
     config.model.name = "tiny"
     made = Setting(
-        config, settings.store_images(tmp_path, 60, 20, None), folder=tmp_path, device="cpu", epochs=2,
+        config, settings.store_images(tmp_path, 200, 20, None), folder=tmp_path, device="cpu", epochs=2,
         precision="highest",
     )  # fmt: skip
     made.recipe = made.recipe._replace(threads=1)
@@ -95,8 +95,9 @@ def test_the_arms_train_alike(torch, tmp_path, monkeypatch, optimizer, size):
     found = made.record()["agreement"]
     assert found["disagree"] == []
     assert max(each["first"] for each in found["largest"].values()) < (1e-6 if size == 32 else 2e-5)
-    # Measured 2e-4 and less.
+    # Rounding grows to 2e-4 and less in 20 steps.
     assert max(each["epoch"] for each in found["largest"].values()) < 1e-3
+    assert max(each["test"] for each in found["largest"].values()) < 2e-3
 
 
 # Floors

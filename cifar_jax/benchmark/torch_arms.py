@@ -256,7 +256,7 @@ class OnDevice(_TorchArm):
         self.network.eval()
         images, labels = self.test_data
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
-        correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        correct, count = torch.zeros((), dtype=torch.int64, device=self.device), 0
         for place in range(0, len(labels), self.recipe.batch_size):
             if self.graphs:
                 torch.compiler.cudagraph_mark_step_begin()
@@ -264,7 +264,7 @@ class OnDevice(_TorchArm):
             its_loss, its_correct = self.score(images[rows], labels[rows])
             loss += its_loss
             correct += its_correct
-        count = len(labels)
+            count += len(labels[rows])
         return Evaluated(loss.item() / count, 100 * correct.item() / count, count)
 
 
