@@ -351,7 +351,7 @@ def test_curves_of_a_narrow_network(tmp_path):
     main(
         [
             "curves", f"--config.model.stages={STAGES}", "--batch=10", "--batches=", "--widths=", "--sizes=",
-            "--data_sizes=40", "--seconds=0", *(f"--{kind}={path}" for kind, path in files.items()),
+            "--data_sizes=30", "--seconds=0", *(f"--{kind}={path}" for kind, path in files.items()),
         ]
     )  # fmt: skip
     record = json.loads(files["json"].read_text())

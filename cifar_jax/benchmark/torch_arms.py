@@ -250,6 +250,14 @@ class OnDevice(_TorchArm):
         synchronize(self.device)
         return Trained(losses[:steps].cpu().numpy(), seen, whole=seen == len(labels))
 
+    def origin(self) -> dict:
+        """As every arm's, and of CUDA graphs how many programs went without: 0, or the arm is not what it claims."""
+        if not self.graphs:
+            return super().origin()
+        from torch._dynamo.utils import counters  # the other arms start without the compiler
+
+        return {**super().origin(), "cudagraph_skips": counters["inductor"]["cudagraph_skips"]}
+
     @torch.no_grad()
     def evaluate(self) -> Evaluated:
         """Sums on the device, fetched once."""
