@@ -17,8 +17,8 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-d
 def provenance() -> dict:
     """A description of this process, ready for JSON. Fields that this machine does not tell are None."""
     return {
-        "command": shlex.join(["python", *sys.orig_argv[1:]]),
-        "commit": _commit(),
+        "command": command(),
+        "commit": commit(),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "hardware": {
             "processor": _processor(),
@@ -33,7 +33,12 @@ def provenance() -> dict:
     }
 
 
-def _commit() -> str | None:
+def command() -> str:
+    """This process's command line, as it was typed."""
+    return shlex.join(["python", *sys.orig_argv[1:]])
+
+
+def commit() -> str | None:
     """This checkout's commit, with "+changes" where tracked files differ from it; None outside a checkout."""
     folder = Path(__file__).parent
 

@@ -1,7 +1,6 @@
 """A run's folder: what is written into it, and whether a run may start there."""
 
 import json
-import os
 import tempfile
 import time
 from pathlib import Path
@@ -10,6 +9,7 @@ import ml_collections
 
 from cifar_jax.config import first_difference, flatten
 from cifar_jax.errors import InputError
+from cifar_jax.files import write_whole
 from cifar_jax.provenance import provenance
 from cifar_jax.report.curves import draw_curves
 
@@ -60,7 +60,7 @@ def read_config(workdir: Path) -> ml_collections.ConfigDict:
 def write_config(workdir: Path, config: ml_collections.ConfigDict) -> None:
     """Makes `workdir` the folder of a run of `config`."""
     workdir.mkdir(parents=True, exist_ok=True)
-    _replace(workdir / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
+    write_whole(workdir / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
 
 
 class RunLog:
@@ -78,7 +78,7 @@ class RunLog:
         self._workdir = workdir
         self._history = list(history)
         # The checkpoint's history decides: a run killed between the two files would have a row too many here.
-        _replace(workdir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history))
+        write_whole(workdir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history))
         with open(workdir / "starts.jsonl", "a") as file:
             file.write(json.dumps({**provenance(), "epochs_done": epochs_done}) + "\n")
         self._events = EventFileWriter(str(workdir / "tensorboard"))
@@ -128,10 +128,3 @@ def _event(row: dict):
             tag = f"{quantity}/{phase}" if phase in ("train", "test", "holdout") else key
             values.append(Summary.Value(tag=tag, simple_value=value))
     return Event(wall_time=time.time(), step=row["epoch"], summary=Summary(value=values))
-
-
-def _replace(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)

@@ -14,10 +14,10 @@ from test_train import dataset as a_dataset  # noqa: F401  (a fixture)
 from test_train import saved
 
 from cifar_jax import train
+from cifar_jax.command_line import parse
 from cifar_jax.errors import InputError
 from cifar_jax.experiment import build, prepare
 from cifar_jax.parity.__main__ import main
-from cifar_jax.parity.command_line import parse
 from cifar_jax.parity.state_dict import from_state_dict, to_state_dict
 from cifar_jax.parity.torch_file import read_file
 from cifar_jax.transforms import transform_eval

@@ -2,27 +2,9 @@
 
 import re
 
-import pytest
 from conftest import ROOT
 
-from cifar_jax.report.results_table import LECTURE, results_table, with_results
-
 README = (ROOT / "README.md").read_text()
-
-
-def test_the_table_of_results_is_not_stale():
-    """`python -m cifar_jax.report.results_table README.md` writes it."""
-    assert with_results(README, results_table(ROOT / "results")) == README
-
-
-def test_a_missing_marker_is_named():
-    with pytest.raises(ValueError, match="must have the markers"):
-        with_results("no markers", "table")
-
-
-def test_the_lectures_figures_stand_in_the_configs():
-    for name, (accuracy, epoch) in LECTURE.items():
-        assert f"{accuracy:.2f} % at epoch {epoch} of 30" in (ROOT / "configs" / f"{name}.py").read_text()
 
 
 def test_there_are_exactly_two_commands():

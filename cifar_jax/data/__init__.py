@@ -37,6 +37,15 @@ def load_dataset(name: str, data_dir: str = "") -> Dataset:
     return dataset
 
 
+def class_names(name: str) -> tuple[str, ...]:
+    """The classes of the data set called `name`, by label; without the data, which is refused where it has others."""
+    if name == "shapes":
+        from cifar_jax.data.shapes import CLASS_NAMES
+
+        return CLASS_NAMES
+    return SOURCES[name].class_names
+
+
 def map_dataset(name: str, data_dir: str = "") -> Dataset:
     """As `load_dataset`, for one of many processes: images that are kept decoded are read when they are touched.
 

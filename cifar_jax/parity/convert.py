@@ -31,12 +31,12 @@ import ml_collections
 import numpy as np
 
 from cifar_jax.checkpoint import Checkpoints
+from cifar_jax.command_line import parse
 from cifar_jax.config import validate
 from cifar_jax.data.order import steps_per_epoch
 from cifar_jax.errors import InputError
 from cifar_jax.experiment import Experiment, build, prepare
 from cifar_jax.layers import running_stats
-from cifar_jax.parity.command_line import parse
 from cifar_jax.parity.optimizer_state import (
     check_options,
     check_scheduler,

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import matplotlib
 from matplotlib.figure import Figure
 
+from cifar_jax.report.shell import page
+
 
 class Picture(NamedTuple):
     """Curves of several sides over one axis.
@@ -81,36 +83,11 @@ def _inline(svg: str, picture: Picture, name: str) -> str:
 
 
 _CSS = """
-:root { color-scheme: light dark; --text: #1b1b1b; --page: #fdfdfc; --soft: #f1f1ee; --line: #d4d4cf; --dim: #5c5c58;
-  --link: #00558a; --good: #1c6b34; --bad: #b3261e; --torch: #c25400; --ours: #0063a6; --naive: #8b2f6b;
-  --other: #6a6a66; }
-@media (prefers-color-scheme: dark) { :root { --text: #e9e9e6; --page: #161617; --soft: #222224; --line: #3d3d40;
-  --dim: #a9a9a4; --link: #7cc4f4; --good: #7ccf92; --bad: #ff8a80; --torch: #ff9d4d; --ours: #6cbcf5;
-  --naive: #e79ac6; --other: #a9a9a4; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1rem; max-width: 54rem; background: var(--page); color: var(--text);
-  font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: break-word; }
-h1 { font-size: 1.6rem; line-height: 1.2; } h2 { font-size: 1.15rem; margin: 0; }
-a { color: var(--link); }
-a:focus-visible, [tabindex]:focus-visible { outline: 3px solid var(--link); outline-offset: 2px; }
-.skip { position: absolute; left: -99rem; } .skip:focus { position: static; }
-.dim { color: var(--dim); } .small { font-size: 0.875rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: 0.9rem; }
-th, td { text-align: left; padding: 0.3rem 0.6rem 0.3rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-td.n, th.n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
-section { margin: 2.5rem 0; padding-top: 1rem; border-top: 2px solid var(--line); scroll-margin-top: 0.5rem; }
-.verdict { font-weight: 600; } .good { color: var(--good); } .bad { color: var(--bad); }
-dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: 0.6rem; margin: 1rem 0; }
-dl > div { background: var(--soft); border-radius: 0.4rem; padding: 0.5rem 0.7rem; }
-dt { font-size: 0.8rem; color: var(--dim); } dd { margin: 0; font-variant-numeric: tabular-nums; }
-dd small { display: block; color: var(--dim); }
+:root { --torch: #c25400; --ours: #0063a6; --naive: #8b2f6b; --other: #6a6a66; }
+@media (prefers-color-scheme: dark) { :root { --torch: #ff9d4d; --ours: #6cbcf5; --naive: #e79ac6; --other: #a9a9a4; } }
 .torch { border-left: 4px solid var(--torch); } .ours { border-left: 4px solid var(--ours); }
 .naive { border-left: 4px solid var(--naive); }
-pre { background: var(--soft); border-radius: 0.4rem; padding: 0.6rem 0.8rem; font-size: 0.85rem;
-  white-space: pre-wrap; }
-figure { margin: 1rem 0; } svg { width: 100%; max-width: 34rem; height: auto; }
-footer { border-top: 2px solid var(--line); padding-top: 1rem; }
+svg { width: 100%; max-width: 34rem; height: auto; }
 """
 
 
@@ -130,18 +107,7 @@ def render(rows: Sequence[Mapping], pictures: Mapping[str, str], origin: Mapping
         for row in rows
     )
     foot = "<br>".join(f"{_text(name)}: {_text(value)}" for name, value in origin.items())
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>From PyTorch to JAX: the ledger</title>
-<link rel="icon" href="data:,">
-<style>{_CSS}</style>
-</head>
-<body>
-<a class="skip" href="#rows">Skip to the rows</a>
-<header>
+    body = f"""<header>
 <h1>From PyTorch to JAX: the ledger</h1>
 <p>Where PyTorch and JAX, Flax or optax quietly mean different things. Each row measures real PyTorch, this project and
 the plain JAX code that one would write first. A row passes if this project stays within the tolerance, and the plain
@@ -160,10 +126,10 @@ code does not.</p>
 </div>
 {"".join(_section(row, pictures.get(row["id"], "")) for row in rows)}
 </main>
-<footer class="dim small">{foot}</footer>
-</body>
-</html>
-"""
+<footer class="dim small">{foot}</footer>"""
+    return page(
+        "From PyTorch to JAX: the ledger", body, css=_CSS, skip_to="rows", skip_text="Skip to the rows"
+    )  # fmt: skip
 
 
 def _section(row: Mapping, picture: str) -> str:

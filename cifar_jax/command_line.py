@@ -1,4 +1,4 @@
-"""The config flags of main.py for a command of this room."""
+"""The config flags of main.py for a command with arguments of its own."""
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags

@@ -1,0 +1,160 @@
+"""Trains every config under every seed, and writes the lecture's table from the runs.
+
+    python -m cifar_jax.table --configs=configs/cnn*_*.py --seeds=5 --workdir=runs/table
+
+Runs that are done are skipped, others go on where they stopped, so that the work may be split over any number of calls.
+WORKDIR/CONFIG/seedN is the run of one config and seed, as main.py would leave it, and WORKDIR/CONFIG/holdoutM/seedN its
+companion, for which M training images are held out to choose the epoch by. After every run that is done
+WORKDIR/table.json (see `cifar_jax.table.document`) and table.md are written anew, and at the end the report.
+
+Exit codes: 0 all runs are done, 1 some failed (they are listed, and tried again by the next call), 2 wrong input,
+130 Ctrl-C, 143 SIGTERM.
+"""
+
+import argparse
+import contextlib
+import datetime
+import fcntl
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from cifar_jax.errors import InputError
+from cifar_jax.files import write_whole
+from cifar_jax.interrupt import Interrupted, interruptible
+from cifar_jax.provenance import command, commit
+from cifar_jax.report.write import write_report
+from cifar_jax.table.document import dumps
+from cifar_jax.table.launch import train_groups
+from cifar_jax.table.markdown import markdown
+from cifar_jax.table.plan import Group, check, find_configs, plan
+from cifar_jax.table.record import read_table
+from cifar_jax.table.watch import Watch
+
+# Flags that stand for a key of the config.
+_KEYS = {
+    "epochs": "train.epochs", "limit_train": "data.limit_train", "limit_test": "data.limit_test", "dtype": "dtype",
+    "data_dir": "data.dir",
+}  # fmt: skip
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        """argparse's message as the project's kind of error, without the usage."""
+        raise InputError(f"The table's flags are those that --help lists: {message}.")
+
+
+def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The flags, and the `--config.KEY=VALUE` among them."""
+    parser = _Parser(prog="python -m cifar_jax.table", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument(
+        "--configs", default=["configs/cnn*_*.py"], nargs="+", help="config files: patterns, or lists with commas"
+    )
+    parser.add_argument("--seeds", default="5", metavar="N", help="each config under the seeds 0 to N-1 (5)")
+    parser.add_argument("--workdir", default="runs/table", type=Path, metavar="DIR", help="for all runs (runs/table)")
+    parser.add_argument("--holdout", metavar="M", help="training images that companions hold out (5000); 0 for none")
+    parser.add_argument("--parallel", default="1", metavar="N", help="configs to train side by side (1)")
+    for flag, key in _KEYS.items():
+        parser.add_argument(f"--{flag}", metavar="VALUE", help=f"the same as --config.{key}=VALUE")
+    arguments, rest = parser.parse_known_args(argv)
+    for argument in rest:
+        if not argument.startswith("--config."):
+            parser.error(f"unrecognized arguments: {argument}")
+    arguments.configs = ",".join(arguments.configs)  # of a pattern that the shell has expanded
+    arguments.seeds = _integer("--seeds", arguments.seeds, 1)
+    arguments.parallel = _integer("--parallel", arguments.parallel, 1)
+    if arguments.holdout is not None:
+        arguments.holdout = _integer("--holdout", arguments.holdout, 0)
+    return arguments, rest
+
+
+def _settings(arguments: argparse.Namespace, overrides: Sequence[str], groups: Sequence[Group]) -> dict:
+    """What `table.json` says of the flags; they have been found right by now."""
+    return {
+        "configs": [str(path) for path in find_configs(arguments.configs)],
+        "seeds": arguments.seeds,
+        "holdout": max(group.holdout for group in groups),
+        "epochs": None if arguments.epochs is None else int(arguments.epochs),
+        "limit_train": int(arguments.limit_train or 0),
+        "limit_test": int(arguments.limit_test or 0),
+        "dtype": arguments.dtype,
+        "overrides": list(overrides),
+    }
+
+
+def _integer(flag: str, text: str, low: int) -> int:
+    if text.isdecimal() and int(text) >= low:
+        return int(text)
+    raise InputError(f"{flag} must be an integer of at least {low}, got {text!r}.")
+
+
+@contextlib.contextmanager
+def _only_command(workdir: Path) -> Iterator[None]:
+    """Keeps a second command from training the same runs at the same time."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    with open(workdir / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(f"--workdir must not be in use by another such command, got {str(workdir)!r}.") from error
+        yield
+
+
+def main(argv: list[str]) -> int:
+    """Trains and writes what the arguments say; gives the exit code.
+
+    Raises:
+      InputError: something cannot be used; nothing has been trained by then.
+      Interrupted: as the signal asked.
+    """
+    arguments, overrides = _parse(argv)
+    workdir, flags = arguments.workdir, vars(arguments)
+    named = [f"--config.{key}={flags[flag]}" for flag, key in _KEYS.items() if flags[flag] is not None]
+    groups = plan(
+        find_configs(arguments.configs), [*named, *overrides], seeds=arguments.seeds, holdout=arguments.holdout
+    )
+    check(groups, workdir)
+    origin = {"command": command(), "commit": commit()}
+    settings = _settings(arguments, overrides, groups)
+
+    def write() -> dict:
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        table = read_table(groups, workdir, settings=settings, date=now, **origin)
+        write_whole(workdir / "table.json", dumps(table))
+        write_whole(workdir / "table.md", markdown(table) + "\n")
+        return table
+
+    with _only_command(workdir):
+        watch = Watch(groups, workdir, on_done=write)
+        print(f"{watch.done()}", flush=True)
+        with interruptible() as interrupt:
+            try:
+                train_groups(groups, workdir, parallel=arguments.parallel, look=watch.look, check_stop=interrupt.check)
+            except Interrupted as interrupted:
+                watch.look()
+                write()
+                raise Interrupted(
+                    interrupted.signum, f"Stopped; {watch.done()} in {workdir}. The same command goes on from there."
+                ) from None
+        table = write()
+        if any(run["status"] == "done" for run in table["runs"]):
+            try:
+                write_report(table, workdir, workdir / "report.html")
+            except InputError as error:  # what draws is not installed; the table stands without it
+                print(f"No report was written: {error}", file=sys.stderr, flush=True)
+    failed = [run for run in table["runs"] if run["status"] != "done"]
+    print(f"{watch.done()}; results in {workdir}", flush=True)
+    for run in failed:
+        print(f"Failed: {run['folder']} after epoch {run['epochs_done']}: {run['message']}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except InputError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Interrupted as interrupted:
+        print(interrupted, file=sys.stderr)
+        sys.exit(128 + interrupted.signum)

@@ -1,0 +1,131 @@
+"""Runs the groups of a table side by side, each in a process of its own, so that no crash takes others with it."""
+
+import collections
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from cifar_jax.errors import InputError
+from cifar_jax.interrupt import Interrupted
+from cifar_jax.table.plan import Group
+from cifar_jax.table.record import read_failures, unfinished, write_failures
+
+# Seconds between two looks at the processes.
+_NAP = 0.2
+# Seconds that a process may take to stop in good order: a step at full width on a CPU, twice.
+_PATIENCE = 60
+
+
+class _Worker(NamedTuple):
+    group: Group
+    seeds: list[int]
+    process: subprocess.Popen
+    log: BinaryIO
+    log_start: int
+
+
+def train_groups(
+    groups: Sequence[Group], workdir: Path, *, parallel: int, look: Callable[[], None], check_stop: Callable[[], None]
+) -> None:
+    """Trains what is not done of `groups`, in this order, `parallel` of them at a time.
+
+    Why a run failed is noted with `record.write_failures`; what a process says is added to its folder's `log.txt`. A
+    process that crashed is taken to have failed at its first run that is not done, and the others are tried again.
+
+    Args:
+      groups: as `plan.plan` makes them.
+      workdir: the table's folder.
+      parallel: processes at a time.
+      look: called a few times a second, and after the end of each process.
+      check_stop: likewise; may raise to stop everything in good order.
+
+    Raises:
+      InputError: the first process to end was refused what it needs, such as a device, and nothing was trained.
+    """
+    waiting = collections.deque((group, seeds) for group in groups if (seeds := unfinished(group, workdir)))
+    for group, _ in waiting:
+        write_failures(workdir / group.folder, {})
+    active, ended = [], 0
+    try:
+        while waiting or active:
+            while waiting and len(active) < parallel:
+                active.append(_start(*waiting.popleft(), workdir, parallel))
+            time.sleep(_NAP)
+            check_stop()
+            for worker in [worker for worker in active if worker.process.poll() is not None]:
+                active.remove(worker)
+                why, left = _note_end(worker, workdir)
+                if worker.process.returncode == 2 and not ended:
+                    raise InputError(why)
+                ended += 1
+                if left:
+                    waiting.appendleft((worker.group, left))
+            look()
+    except Interrupted as interrupted:
+        _stop(active, interrupted.signum)
+        raise
+    except BaseException:
+        _stop(active, signal.SIGTERM)
+        raise
+
+
+def worker_command(group: Group, seeds: Sequence[int], folder: Path) -> list[str]:
+    """The command that trains runs of the group in its `folder`, for as long as this process lives."""
+    return [
+        sys.executable, "-m", "cifar_jax.table.worker", *group.flags, f"--seeds={','.join(map(str, seeds))}",
+        f"--workdir={folder}", f"--parent={os.getpid()}",
+    ]  # fmt: skip
+
+
+def _start(group: Group, seeds: list[int], workdir: Path, parallel: int) -> _Worker:
+    folder = workdir / group.folder
+    environment = dict(os.environ)
+    if parallel > 1:
+        # Each JAX process would take three quarters of a GPU's memory.
+        environment.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.9 / parallel:.2f}")
+    log = open(folder / "log.txt", "ab")  # noqa: SIM115 (until the process has ended)
+    log_start = log.seek(0, os.SEEK_END)
+    # A session of its own: Ctrl-C reaches this process alone, which passes it on.
+    process = subprocess.Popen(
+        worker_command(group, seeds, folder), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
+        start_new_session=True,
+    )  # fmt: skip
+    return _Worker(group, seeds, process, log, log_start)
+
+
+def _note_end(worker: _Worker, workdir: Path) -> tuple[str, list[int]]:
+    """Closes the log, and notes a crash; gives the process's last words and the seeds to try again."""
+    worker.log.close()
+    folder, code = workdir / worker.group.folder, worker.process.returncode
+    with open(folder / "log.txt", "rb") as log:
+        log.seek(worker.log_start)
+        lines = log.read().decode(errors="replace").strip().splitlines()
+    why = lines[-1].removeprefix("Error: ") if lines and code >= 0 else f"Ended by {_signal_name(-code)}"
+    failures, open_seeds = read_failures(folder), unfinished(worker.group, workdir)
+    left = [seed for seed in worker.seeds if seed in open_seeds and seed not in failures]
+    if left:
+        note = f"{why} (exit code {code}; see {worker.group.folder / 'log.txt'})"
+        write_failures(folder, failures | {left[0]: note})
+    return why, left[1:]
+
+
+def _signal_name(number: int) -> str:
+    return signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+
+
+def _stop(workers: Sequence[_Worker], signum: int) -> None:
+    for worker in workers:
+        worker.process.send_signal(signum)
+    end = time.monotonic() + _PATIENCE
+    for worker in workers:
+        try:
+            worker.process.wait(max(0, end - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            worker.process.kill()
+            worker.process.wait()
+        worker.log.close()
