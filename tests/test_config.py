@@ -176,7 +176,7 @@ def test_a_config_survives_json():
         ("--confg=configs/default.py", "Unknown command line flag 'confg'"),
         ("--config=configs/none.py", "--config must name a Python file with get_config(), got 'configs/none.py': "),
         ("--config=README.md", "--config must name a Python file with get_config(), got 'README.md': "),
-        ("--mode=test", "--mode=test: value should be one of <train|evaluate>"),
+        ("--mode=test", "--mode=test: value should be one of <train|evaluate|predict>"),
         ("train", "main.py takes flags only, got 'train'."),
     ],
 )
