@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
@@ -37,9 +38,11 @@ class Checkpoints:
     weights that were never trained are epoch 0.
 
     Saving goes on in the background; a checkpoint that was not finished is never seen by a later run.
+
+    With `read_only` nothing in the directory changes, not even what a run that is under way has not finished there.
     """
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, *, read_only: bool = False):
         self._directory = directory
         self._manager = ocp.CheckpointManager(
             directory.absolute(),
@@ -48,7 +51,9 @@ class Checkpoints:
                 preservation_policy=_NewestAndBest(),
                 best_fn=lambda metrics: metrics["test_accuracy"],
                 keep_checkpoints_without_metrics=True,
-                cleanup_tmp_directories=True,  # by a run that was killed while it saved
+                cleanup_tmp_directories=not read_only,  # by a run that was killed while it saved
+                create=not read_only,
+                read_only=read_only,
             ),
         )
 
@@ -59,6 +64,10 @@ class Checkpoints:
     def best(self) -> int | None:
         """The saved epoch of the highest test accuracy, or None."""
         return _best({epoch: self._manager.metrics(epoch) for epoch in self._manager.all_steps()})
+
+    def test_accuracy(self, epoch: int) -> float | None:
+        """The test accuracy of a saved epoch, in percent; None where it was not measured here."""
+        return self._manager.metrics(epoch)["test_accuracy"]
 
     def save(self, epoch: int, state: TrainState, history: list[dict]) -> None:
         """Saves the state after `epoch`, with the metrics of all epochs so far; none where it came from elsewhere."""
@@ -84,12 +93,44 @@ class Checkpoints:
                 ),
             )  # fmt: skip
         except Exception as error:  # Orbax raises whatever its storage layers do
-            raise InputError(
-                f"--workdir must hold whole checkpoints, got {self._directory / str(epoch)}, which cannot be read "
-                f"({type(error).__name__}); remove that folder to go on from an earlier one."
-            ) from error
+            raise self._damaged(epoch, error) from error
         state = restored["state"]
         return state.replace(key=jax.random.wrap_key_data(state.key)), restored["history"]
+
+    def restore_variables(self, epoch: int, like: dict) -> dict:
+        """What a network needs of the state after `epoch`, without its optimizer's: NumPy arrays, on no device.
+
+        `like` holds "params" and "batch_stats" as shapes; what the checkpoint has beside them is left out.
+
+        Raises:
+          InputError: the checkpoint is damaged or does not fit.
+        """
+        try:
+            restored = self._manager.restore(
+                epoch,
+                args=ocp.args.Composite(
+                    state=ocp.args.PyTreeRestore(
+                        like,
+                        restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like),
+                        partial_restore=True,
+                    )
+                ),
+            )["state"]  # fmt: skip
+        except Exception as error:  # Orbax raises whatever its storage layers do
+            raise self._damaged(epoch, error) from error
+        for (path, leaf), wanted in zip(jax.tree.leaves_with_path(restored), jax.tree.leaves(like), strict=True):
+            if leaf.shape != wanted.shape:
+                raise InputError(
+                    f"--workdir must hold checkpoints of its config, got {self._directory / str(epoch)}, where "
+                    f"{jax.tree_util.keystr(path, simple=True, separator='.')} is {leaf.shape}, not {wanted.shape}."
+                )
+        return restored
+
+    def _damaged(self, epoch: int, error: Exception) -> InputError:
+        return InputError(
+            f"--workdir must hold whole checkpoints, got {self._directory / str(epoch)}, which cannot be read "
+            f"({type(error).__name__}); remove that folder to go on from an earlier one."
+        )
 
     def close(self) -> None:
         """Waits until everything is on disk."""

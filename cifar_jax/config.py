@@ -17,10 +17,11 @@ from cifar_jax.errors import InputError
 from cifar_jax.models import INITS, NETWORKS, same_depth
 from cifar_jax.optimizers import OPTIMIZERS
 from cifar_jax.schedules import SCHEDULES
+from cifar_jax.sharding import SYNCS
 from cifar_jax.transforms import AUGMENTS
 
 # Keys that may differ when a run is resumed, because they change no step that has been made.
-FREE_ON_RESUME = ("data.dir", "data.placement", "train.epochs", "train.checkpoint_every")
+FREE_ON_RESUME = ("data.dir", "data.placement", "sharding.data", "train.epochs", "train.checkpoint_every")
 
 
 class Field(NamedTuple):
@@ -95,6 +96,7 @@ FIELDS = {
     "norm.rule": _choice(*RULES),
     "norm.momentum": _or_none(_number("a number from 0 to 1", lambda value: 0 <= value <= 1), "the rule's own"),
     "norm.epsilon": _POSITIVE,
+    "norm.sync": _choice(*SYNCS),
     "norm.compare": Field(f"() or rules such as ('lecture', 'flax'), out of {', '.join(RULES)}", _are_rules),
     "optimizer.name": _choice(*OPTIMIZERS),
     "optimizer.lr": _POSITIVE,
@@ -108,6 +110,7 @@ FIELDS = {
     "schedule.gamma": _POSITIVE,
     "schedule.t_max": _or_none(_integer(1), "schedules other than cosine"),
     "schedule.calls_per_epoch": _integer(1, 2),
+    "sharding.data": Field("-1 or an integer of at least 1", lambda value: value == -1 or _integer(1).accepts(value)),
     "train.epochs": _integer(1),
     "train.seeds": _integer(1, 1000),
     "train.checkpoint_every": _integer(1),
@@ -153,6 +156,11 @@ def validate(config: ml_collections.ConfigDict) -> None:
         raise InputError(f"data.image_size must be at least {smallest} for the pools of {name}, got {size}.")
     if flat["schedule.name"] == "cosine" and flat["schedule.t_max"] is None:
         raise InputError("schedule.t_max must be an integer of at least 1 with schedule.name=cosine, got None.")
+    if flat["norm.sync"] == "per_replica" and flat["sharding.data"] == -1:
+        raise InputError(
+            "sharding.data must be the number of devices with norm.sync=per_replica, whose statistics depend on it, "
+            "got -1."
+        )
     if len({flat["norm.rule"], *flat["norm.compare"]}) <= len(flat["norm.compare"]):
         raise InputError(
             f"norm.compare must be rules other than norm.rule={flat['norm.rule']}, each once, got "
@@ -201,6 +209,8 @@ def first_difference(config: ml_collections.ConfigDict, saved: dict[str, Any]) -
     """The first key, its value here and its value in `saved` (flat), that bars `config` from resuming that run."""
     flat = flatten(config)
     for key in (*flat, *(key for key in saved if key not in flat)):
-        if key not in FREE_ON_RESUME and flat.get(key) != saved.get(key):
+        # Statistics of replicas are another training for another number of them.
+        free = key in FREE_ON_RESUME and (key, flat["norm.sync"]) != ("sharding.data", "per_replica")
+        if not free and flat.get(key) != saved.get(key):
             return key, flat.get(key), saved.get(key)
     return None

@@ -14,13 +14,15 @@ import optax
 from cifar_jax import optimizers, schedules, torch_random
 from cifar_jax.batch_norm import RULES
 from cifar_jax.config import validate
-from cifar_jax.data import load_dataset
+from cifar_jax.data import load_dataset, map_dataset
 from cifar_jax.data.cache import cache_folder
 from cifar_jax.data.dataset import Dataset, Split, hold_out, take
 from cifar_jax.data.order import epoch_order, steps_per_epoch
 from cifar_jax.devices import describe, fits, keep_compilations, select_devices
+from cifar_jax.distributed import Job
 from cifar_jax.errors import InputError
 from cifar_jax.models import CNN, create_model
+from cifar_jax.sharding import DataParallel, data_parallel, replicate, replicate_rows
 from cifar_jax.state import TrainState, create_state
 from cifar_jax.transforms import Transform
 from cifar_jax.workdir import check_workdir
@@ -37,6 +39,7 @@ class Experiment(NamedTuple):
     draw_epoch: takes an epoch, numbered from 0, to the order of its images, int32 `[n]`, and, where the steps do not
       draw them, to which of these are flipped, bool `[n]`; the same for an epoch whenever it is asked. By the seed.
     state: where training starts. By the seed.
+    parallel: the devices that share each batch; None where there is one.
     """
 
     model: CNN
@@ -52,22 +55,33 @@ class Experiment(NamedTuple):
     sampler: str
     draw_epoch: Callable[[int], Drawn]
     state: TrainState
+    parallel: DataParallel | None
 
 
-def prepare(config: ml_collections.ConfigDict, workdir: Path) -> Dataset:
+def prepare(config: ml_collections.ConfigDict, workdir: Path, job: Job | None = None) -> Dataset:
     """Refuses what cannot run, chooses the devices and loads the data. Nothing is compiled or written.
+
+    In a `job`, what one process refuses, all do.
 
     Raises:
       InputError: the first thing that is wrong.
     """
-    validate(config)
-    check_workdir(workdir, config)
+    together = contextlib.nullcontext if job is None else job.agreement
+    with together():
+        validate(config)
+        check_workdir(workdir, config)
     jax.config.update("jax_enable_x64", config.dtype == "float64")
     print(f"Devices: {describe(select_devices(config.platform))}", flush=True)
     with contextlib.suppress(OSError):  # no home folder: compile every time
         keep_compilations(cache_folder() / "xla")
+    with together():
+        return _load(config)
+
+
+def _load(config: ml_collections.ConfigDict) -> Dataset:
     data = config.data
-    dataset = take(load_dataset(data.name, data.dir), data.limit_train, data.limit_test)
+    load = load_dataset if jax.process_count() == 1 else map_dataset
+    dataset = take(load(data.name, data.dir), data.limit_train, data.limit_test)
     rest, holdout = hold_out(dataset, data.holdout)
     if steps_per_epoch(len(rest.train.labels), data.batch_size, data.sampler) == 0:
         raise InputError(
@@ -113,8 +127,9 @@ def build(config: ml_collections.ConfigDict, dataset: Dataset) -> Experiment:
         )
     splits = (dataset.train, dataset.test, holdout)
     on_device = data.placement == "device" or (data.placement == "auto" and fits(jax.tree.leaves(splits)))
-    train, test, holdout = jax.device_put(splits) if on_device else splits
-    state, draw_epoch = _start(config, model, tx, len(train.labels))
+    parallel = data_parallel(select_devices(config.platform), config.sharding.data, norm.sync)
+    train, test, holdout = replicate_rows(splits, parallel) if on_device else splits
+    state, draw_epoch = _start(config, model, tx, len(train.labels), parallel)
     return Experiment(
         model=model,
         tx=tx,
@@ -129,18 +144,23 @@ def build(config: ml_collections.ConfigDict, dataset: Dataset) -> Experiment:
         sampler=data.sampler,
         draw_epoch=draw_epoch,
         state=state,
+        parallel=parallel,
     )
 
 
 def reseed(experiment: Experiment, config: ml_collections.ConfigDict) -> Experiment:
     """`experiment` as the same config with another seed would build it; both share every compiled program."""
     x = experiment
-    state, draw_epoch = _start(config, x.model, x.tx, len(x.train.labels))
+    state, draw_epoch = _start(config, x.model, x.tx, len(x.train.labels), x.parallel)
     return x._replace(state=state, draw_epoch=draw_epoch)
 
 
 def _start(
-    config: ml_collections.ConfigDict, model: CNN, tx: optax.GradientTransformation, n_train: int
+    config: ml_collections.ConfigDict,
+    model: CNN,
+    tx: optax.GradientTransformation,
+    n_train: int,
+    parallel: DataParallel | None,
 ) -> tuple[TrainState, Callable[[int], Drawn]]:
     """What the seed decides: `Experiment.state` and `Experiment.draw_epoch`."""
     data = config.data
@@ -153,11 +173,12 @@ def _start(
         )
 
         def draw_epoch(epoch):
-            return jax.device_put(epochs.draw(epoch))
+            return replicate(epochs.draw(epoch), parallel)
     else:
+        order_key = replicate(order_key, parallel)
 
         def draw_epoch(epoch):
             # The epoch's number is all that an epoch takes from the host.
-            return epoch_order(order_key, jax.device_put(np.int32(epoch)), n_train), None
+            return epoch_order(order_key, replicate(np.int32(epoch), parallel), n_train), None
 
-    return state, draw_epoch
+    return state if parallel is None else replicate(state, parallel), draw_epoch

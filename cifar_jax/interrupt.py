@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+from collections.abc import Callable
 
 
 class Interrupted(BaseException):
@@ -16,11 +17,13 @@ class Interrupt:
     """Whether a stop was asked for.
 
     The exception is raised where the signal arrives. Python drops exceptions in a few places (finalizers, callbacks of
-    the garbage collector), so loops also call `check`.
+    the garbage collector), so loops also call `check`. Where `ask` is set, a signal calls that instead, as a process
+    among others must not stop alone.
     """
 
     def __init__(self):
         self.signum: int | None = None
+        self.ask: Callable[[int], None] | None = None
 
     def check(self) -> None:
         """Raises Interrupted if a signal has arrived."""
@@ -35,9 +38,12 @@ def interruptible():
 
     def handle(signum, frame):
         del frame
-        interrupt.signum = signum
         for name in previous:
             signal.signal(name, signal.SIG_DFL)
+        if interrupt.ask is not None:
+            interrupt.ask(signum)
+            return
+        interrupt.signum = signum
         raise Interrupted(signum)
 
     previous = {name: signal.signal(name, handle) for name in (signal.SIGINT, signal.SIGTERM)}

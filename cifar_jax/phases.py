@@ -20,6 +20,7 @@ from cifar_jax.errors import DivergedError
 from cifar_jax.experiment import Drawn, Experiment
 from cifar_jax.layers import running_stats
 from cifar_jax.losses import Metrics
+from cifar_jax.sharding import place
 from cifar_jax.state import TrainState
 
 # Steps that may wait on the device while the host reads the metrics of an earlier one: enough to keep it busy.
@@ -44,17 +45,18 @@ def compile_evaluation(experiment: Experiment, split: Split, *, whole: bool) -> 
     """Evaluation on `split`, as one call where `whole`, or as a call for each batch."""
     x = experiment
     variables = (x.state.params, running_stats(x.state.batch_stats))
-    parts = {"model": x.model, "transform": x.transform}
+    parts = {"model": x.model, "transform": x.transform, "parallel": x.parallel}
     if whole:
         compiled = _compile(steps.eval_epoch, *variables, *split, batch_size=x.eval_batch_size, **parts)
         return lambda params, batch_stats: iter([compiled(params, batch_stats, *split)])
     order = np.arange(len(split.labels), dtype=np.int32)
-    batches = unstack(steps.split_epoch(order, None, batch_size=x.eval_batch_size, sampler="shuffle"))
-    here, first = next(_feed(split, batches[:1], x.on_device))
+    cut = {"batch_size": x.eval_batch_size, "sampler": "shuffle", "parallel": x.parallel}
+    batches = unstack(steps.split_epoch(order, None, **cut))
+    here, first = next(_feed(x, split, batches[:1]))
     compiled = _compile(steps.eval_step, *variables, *here, first, **parts)
 
     def evaluate_in_steps(params, batch_stats):
-        for here, batch in _feed(split, batches, x.on_device):
+        for here, batch in _feed(x, split, batches):
             yield compiled(params, batch_stats, *here, batch)
 
     return evaluate_in_steps
@@ -65,7 +67,7 @@ def compile_training(
 ) -> Callable[[TrainState, Drawn], Iterator[tuple[TrainState, Metrics]]]:
     """`Phases.train`, as one call where `whole`, or as a call for each batch."""
     x = experiment
-    parts = {"model": x.model, "tx": x.tx, "transform": x.transform}
+    parts = {"model": x.model, "tx": x.tx, "transform": x.transform, "parallel": x.parallel}
     if whole:
         cut = {"batch_size": x.batch_size, "sampler": x.sampler}
         compiled_epoch = _compile(steps.train_epoch, x.state, *x.train, *x.draw_epoch(0), **cut, **parts)
@@ -75,11 +77,11 @@ def compile_training(
 
         return train_whole
 
-    here, first = next(_feed(x.train, epoch_batches(x, x.draw_epoch(0))[:1], x.on_device))
+    here, first = next(_feed(x, x.train, epoch_batches(x, x.draw_epoch(0))[:1]))
     compiled_step = _compile(steps.train_step, x.state, *here, first, **parts)
 
     def train_in_steps(state, drawn):
-        for here, batch in _feed(x.train, epoch_batches(x, drawn), x.on_device):
+        for here, batch in _feed(x, x.train, epoch_batches(x, drawn)):
             state, metrics = compiled_step(state, *here, batch)
             yield state, metrics
 
@@ -107,19 +109,21 @@ def _compile(function, *arguments, **options):
     return function.lower(*arguments, **options).compile(compiler_options=compiler_options())
 
 
-def _feed(split: Split, batches: Iterable[steps.Batch], on_device: bool) -> Iterator[tuple[Split, steps.Batch]]:
+def _feed(experiment: Experiment, split: Split, batches: Iterable[steps.Batch]) -> Iterator[tuple[Split, steps.Batch]]:
     """Each batch with the images among which it names its own: the whole split, or from host memory the batch's alone.
 
     From the host, a batch is on its way to the device before the one ahead of it is asked for.
     """
-    if on_device:
-        yield from ((split, batch) for batch in batches)
+    parallel = experiment.parallel
+    if experiment.on_device:
+        # To a single device, the step takes it along.
+        yield from ((split, batch if parallel is None else place(batch, parallel.rows)) for batch in batches)
         return
 
     def send(batch):
         rows = np.arange(len(batch.indices), dtype=np.int32)
         own = Split(split.images[batch.indices], split.labels[batch.indices])
-        return jax.device_put((own, batch._replace(indices=rows)))
+        return place((own, batch._replace(indices=rows)), parallel and parallel.rows)
 
     ahead = None
     for batch in batches:
@@ -132,7 +136,8 @@ def _feed(split: Split, batches: Iterable[steps.Batch], on_device: bool) -> Iter
 
 def epoch_batches(experiment: Experiment, drawn: Drawn) -> list[steps.Batch]:
     """The batches of an epoch of training, as the experiment drew it, one by one, on the host."""
-    return unstack(steps.split_epoch(*drawn, batch_size=experiment.batch_size, sampler=experiment.sampler))
+    x = experiment
+    return unstack(steps.split_epoch(*drawn, batch_size=x.batch_size, sampler=x.sampler, parallel=x.parallel))
 
 
 def unstack(batches: steps.Batch) -> list[steps.Batch]:

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from cifar_jax.devices import options_for_one_run
+
 
 class TrainState(flax.struct.PyTreeNode):
     """What a training step takes and returns.
@@ -31,14 +33,19 @@ class TrainState(flax.struct.PyTreeNode):
 
 def create_state(model: nn.Module, tx: optax.GradientTransformation, *, init_key, key, image_size: int) -> TrainState:
     """A fresh state. `init_key` draws the weights, `key` all that is random in training."""
-    params, batch_stats, opt_state = _init(init_key, model=model, tx=tx, image_size=image_size)
+    init = _compiled_init(tuple(sorted(options_for_one_run().items())))
+    params, batch_stats, opt_state = init(init_key, model=model, tx=tx, image_size=image_size)
     return TrainState(
         step=jnp.zeros((), jnp.int32), params=params, batch_stats=batch_stats, opt_state=opt_state, key=key
     )
 
 
 # One compiled call, for all seeds: op by op, initialising CNN10 takes seconds.
-@functools.partial(jax.jit, static_argnames=("model", "tx", "image_size"))
+@functools.cache
+def _compiled_init(options):
+    return jax.jit(_init, static_argnames=("model", "tx", "image_size"), compiler_options=dict(options))
+
+
 def _init(init_key, *, model, tx, image_size):
     variables = model.init(init_key, jnp.zeros((2, image_size, image_size, 3)), train=False)
     return variables["params"], variables["batch_stats"], tx.init(variables["params"])

@@ -1,5 +1,6 @@
 """Training and evaluation over a data set that lies on the device: one compiled step, or one compiled epoch."""
 
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -11,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Int32, UInt8
 
 from cifar_jax.data.order import cut, split_batches
 from cifar_jax.losses import Metrics, batch_metrics
+from cifar_jax.sharding import DataParallel, constrain, per_replica
 from cifar_jax.state import TrainState
 from cifar_jax.transforms import Transform, transform_eval, transform_train
 
@@ -88,11 +90,25 @@ def apply_gradients(state: TrainState, grads, batch_stats, *, tx: optax.Gradient
 
 
 def split_epoch(
-    order: Int32[ArrayLike, " n"], flips: Bool[ArrayLike, " n"] | None, *, batch_size: int, sampler: str
+    order: Int32[ArrayLike, " n"],
+    flips: Bool[ArrayLike, " n"] | None,
+    *,
+    batch_size: int,
+    sampler: str,
+    parallel: DataParallel | None = None,
 ) -> Batch:
-    """All batches of an epoch as one, each array with a leading axis of steps."""
+    """All batches of an epoch as one, each array with a leading axis of steps.
+
+    Where batches do not divide by the devices of `parallel`, every one is filled up and masked.
+    """
     indices, mask = split_batches(order, batch_size, sampler)
-    return Batch(indices, mask, None if flips is None else cut(flips, *indices.shape))
+    batches = Batch(indices, mask, None if flips is None else cut(flips, *indices.shape))
+    missing = 0 if parallel is None else -batch_size % parallel.devices
+    if not missing:
+        return batches
+    if mask is None:
+        batches = batches._replace(mask=jnp.ones(indices.shape, bool))
+    return jax.tree.map(lambda array: jnp.pad(array, ((0, 0), (0, missing))), batches)
 
 
 def update(
@@ -104,6 +120,7 @@ def update(
     model: nn.Module,
     tx: optax.GradientTransformation,
     transform: Transform,
+    parallel: DataParallel | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One update on the images that `batch` names, out of the whole data set.
 
@@ -111,9 +128,14 @@ def update(
       The next state, and the sums of loss and correct answers over the batch, as the network gave them before the
       update and in training mode.
     """
+    batch = constrain(batch, parallel and parallel.rows)
     x, y = train_input(state, images, labels, batch, transform=transform, dtype=model.dtype)
-    new = loss_and_grads(state.params, state.batch_stats, x, y, batch.mask, model=model)
-    return apply_gradients(state, new.grads, new.batch_stats, tx=tx), new.metrics
+    gradients = functools.partial(loss_and_grads, model=model)
+    if parallel is not None and parallel.sync == "per_replica":
+        gradients = per_replica(gradients, parallel)
+    grads, batch_stats, _, metrics = gradients(state.params, state.batch_stats, x, y, batch.mask)
+    state = apply_gradients(state, grads, batch_stats, tx=tx)
+    return constrain((state, metrics), parallel and parallel.everywhere)
 
 
 def score(
@@ -125,8 +147,10 @@ def score(
     *,
     model: nn.Module,
     transform: Transform,
+    parallel: DataParallel | None = None,
 ) -> Metrics:
     """Sums of loss and correct answers over the images that `batch` names, by the running statistics."""
+    batch = constrain(batch, parallel and parallel.rows)
     x = transform_eval(
         jnp.take(images, batch.indices, axis=0, mode="clip"),
         transform,
@@ -134,7 +158,7 @@ def score(
     )
     y = jnp.take(labels, batch.indices, mode="clip")
     logits = model.apply({"params": params, "batch_stats": batch_stats}, x, train=False)
-    return batch_metrics(logits, y, batch.mask)
+    return constrain(batch_metrics(logits, y, batch.mask), parallel and parallel.everywhere)
 
 
 def update_all(
@@ -146,6 +170,7 @@ def update_all(
     *,
     batch_size: int,
     sampler: str,
+    parallel: DataParallel | None = None,
     **parts,
 ) -> tuple[TrainState, Metrics]:
     """An epoch of updates on the images in `order`; `parts` are those of `update`.
@@ -153,23 +178,35 @@ def update_all(
     Returns:
       The state after it, and each step's metrics, with a leading axis of steps.
     """
-    batches = split_epoch(order, flips, batch_size=batch_size, sampler=sampler)
-    return jax.lax.scan(lambda state, batch: update(state, images, labels, batch, **parts), state, batches)
+    batches = split_epoch(order, flips, batch_size=batch_size, sampler=sampler, parallel=parallel)
+    return jax.lax.scan(
+        lambda state, batch: update(state, images, labels, batch, parallel=parallel, **parts), state, batches
+    )
 
 
 def score_all(
-    params, batch_stats, images: UInt8[Array, "n 32 32 3"], labels: Int[Array, " n"], *, batch_size: int, **parts
+    params,
+    batch_stats,
+    images: UInt8[Array, "n 32 32 3"],
+    labels: Int[Array, " n"],
+    *,
+    batch_size: int,
+    parallel: DataParallel | None = None,
+    **parts,
 ) -> Metrics:
     """Metrics of every image, in batches: each with a leading axis of steps; `parts` are those of `score`."""
     order = jnp.arange(len(labels), dtype=jnp.int32)
-    batches = split_epoch(order, None, batch_size=batch_size, sampler="shuffle")
-    return jax.lax.map(lambda batch: score(params, batch_stats, images, labels, batch, **parts), batches)
+    batches = split_epoch(order, None, batch_size=batch_size, sampler="shuffle", parallel=parallel)
+    return jax.lax.map(
+        lambda batch: score(params, batch_stats, images, labels, batch, parallel=parallel, **parts), batches
+    )
 
 
 # A state that is passed in is donated: its buffers are reused, and it must not be read again.
-train_step = jax.jit(update, static_argnames=("model", "tx", "transform"), donate_argnames="state")
-eval_step = jax.jit(score, static_argnames=("model", "transform"))
+train_step = jax.jit(update, static_argnames=("model", "tx", "transform", "parallel"), donate_argnames="state")
+eval_step = jax.jit(score, static_argnames=("model", "transform", "parallel"))
 train_epoch = jax.jit(
-    update_all, static_argnames=("batch_size", "sampler", "model", "tx", "transform"), donate_argnames="state"
-)
-eval_epoch = jax.jit(score_all, static_argnames=("batch_size", "model", "transform"))
+    update_all, static_argnames=("batch_size", "sampler", "model", "tx", "transform", "parallel"),
+    donate_argnames="state",
+)  # fmt: skip
+eval_epoch = jax.jit(score_all, static_argnames=("batch_size", "model", "transform", "parallel"))

@@ -14,12 +14,13 @@ import ml_collections
 from cifar_jax import phases
 from cifar_jax.checkpoint import Checkpoints, best_epoch
 from cifar_jax.config import validate
+from cifar_jax.distributed import Job
 from cifar_jax.errors import DivergedError, InputError
 from cifar_jax.experiment import Experiment, build, prepare, reseed
 from cifar_jax.interrupt import Interrupted
 from cifar_jax.layers import running_stats
 from cifar_jax.progress import duration, epoch_bar, epoch_line
-from cifar_jax.workdir import RunLog, check_workdir, read_config
+from cifar_jax.workdir import NoLog, RunLog, check_workdir, read_config
 
 
 class Result(NamedTuple):
@@ -35,6 +36,7 @@ def train_and_evaluate(
     workdir: str | Path,
     *,
     check_stop: Callable[[], None] = lambda: None,
+    job: Job | None = None,
     whole_epochs: bool | None = None,
 ) -> Result:
     """Trains what `config` names, evaluating after every epoch, in `workdir`; goes on where a run there stopped.
@@ -43,6 +45,8 @@ def train_and_evaluate(
       config: every key of `configs/default.py`.
       workdir: a folder that is new, empty, or holds a run of the same config.
       check_stop: called between steps; may raise to stop the run.
+      job: the processes that run this together, with one folder for all. The first one writes what the run leaves; its
+        checkpoints are everyone's.
       whole_epochs: compile an epoch as one program rather than a step; None decides by the device.
 
     Raises:
@@ -50,7 +54,7 @@ def train_and_evaluate(
       DivergedError: a loss became NaN or infinite; the last epoch's checkpoint is kept.
     """
     workdirs = {config.seed: Path(workdir)}
-    (result,) = train_seeds(config, workdirs, check_stop=check_stop, whole_epochs=whole_epochs).values()
+    (result,) = train_seeds(config, workdirs, check_stop=check_stop, job=job, whole_epochs=whole_epochs).values()
     if isinstance(result, DivergedError):
         raise result
     return result
@@ -61,6 +65,7 @@ def train_seeds(
     workdirs: Mapping[int, Path],
     *,
     check_stop: Callable[[], None] = lambda: None,
+    job: Job | None = None,
     whole_epochs: bool | None = None,
 ) -> dict[int, Result | DivergedError]:
     """Trains `config` under each seed in its folder, one after another, through one compilation.
@@ -72,7 +77,8 @@ def train_seeds(
       config: every key of `configs/default.py`; `seed` and `train.seeds` do not matter.
       workdirs: the folder of each seed; see `seed_folders`.
       check_stop: called between steps; may raise to stop the run at hand, and with it all.
-      whole_epochs: as in `train_and_evaluate`.
+      job: as in `train_and_evaluate`, as is the next.
+      whole_epochs: likewise.
 
     Returns:
       What each run came to, or that it diverged, which stops none of the others.
@@ -85,7 +91,7 @@ def train_seeds(
         validate(configs[seed])
         check_workdir(workdirs[seed], configs[seed])
     first = next(iter(workdirs))
-    dataset = prepare(configs[first], workdirs[first])
+    dataset = prepare(configs[first], workdirs[first], job)
     experiment = build(configs[first], dataset)
     compile_once = functools.cache(lambda: _compile(config.model.name, experiment, whole_epochs))
     results = {}
@@ -94,7 +100,7 @@ def train_seeds(
             print(f"Seed {seed}, {len(results) + 1} of {len(workdirs)}: {workdir}", flush=True)
         x = experiment if seed == first else reseed(experiment, configs[seed])
         try:
-            results[seed] = _run(configs[seed], x, workdir, compile_once, check_stop)
+            results[seed] = _run(configs[seed], x, workdir, compile_once, check_stop, job)
         except DivergedError as diverged:
             results[seed] = diverged
             if len(workdirs) > 1:
@@ -102,7 +108,9 @@ def train_seeds(
     return results
 
 
-def train_runs(config: ml_collections.ConfigDict, workdir: Path, *, check_stop: Callable[[], None]) -> None:
+def train_runs(
+    config: ml_collections.ConfigDict, workdir: Path, *, check_stop: Callable[[], None], job: Job | None = None
+) -> None:
     """What `python main.py` does: `train_seeds` in the folders of `seed_folders`, and a last line on all of them.
 
     Raises:
@@ -110,7 +118,7 @@ def train_runs(config: ml_collections.ConfigDict, workdir: Path, *, check_stop: 
       DivergedError: of some seeds, at the end.
     """
     validate(config)
-    results = train_seeds(config, seed_folders(config, workdir), check_stop=check_stop)
+    results = train_seeds(config, seed_folders(config, workdir), check_stop=check_stop, job=job)
     diverged = {seed: result for seed, result in results.items() if isinstance(result, DivergedError)}
     best = [result.best["test_accuracy"] for result in results.values() if isinstance(result, Result)]
     if len(best) > 1:
@@ -147,7 +155,7 @@ def _compile(name: str, experiment: Experiment, whole: bool | None) -> phases.Ph
     return compiled
 
 
-def _run(config, experiment, workdir, compile_once, check_stop) -> Result:
+def _run(config, experiment, workdir, compile_once, check_stop, job) -> Result:
     """One seed's run, in its folder."""
     workdir.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(workdir / "checkpoints")
@@ -160,11 +168,11 @@ def _run(config, experiment, workdir, compile_once, check_stop) -> Result:
             f"train.epochs must be more than {done}, after which the run in {str(workdir)!r} came from elsewhere, got "
             f"{config.train.epochs}."
         )
-    log = RunLog(workdir, config, history, epochs_done=done)
+    log = RunLog(workdir, config, history, epochs_done=done) if jax.process_index() == 0 else NoLog()
     try:
         if done < config.train.epochs:
             compiled = compile_once()
-            _train_epochs(config, experiment, compiled, state, history, done, log, checkpoints, check_stop)
+            _train_epochs(config, experiment, compiled, state, history, done, log, checkpoints, check_stop, job)
         else:
             print(f"Nothing left to train: {done} of {config.train.epochs} epochs are done", flush=True)
     except Interrupted as interrupted:
@@ -189,7 +197,7 @@ def _kept(checkpoints: Checkpoints) -> str:
     return "no epoch was finished" if newest is None else f"the checkpoint of epoch {newest} is kept"
 
 
-def _train_epochs(config, experiment, compiled, state, history, done, log, checkpoints, check_stop) -> None:
+def _train_epochs(config, experiment, compiled, state, history, done, log, checkpoints, check_stop, job) -> None:
     """Trains the epochs after the first `done`, and adds their rows to `history`."""
     x, epochs = experiment, config.train.epochs
     evaluations = [*((split, None) for split in compiled.evaluate), *(("test", rule) for rule in config.norm.compare)]
@@ -198,7 +206,7 @@ def _train_epochs(config, experiment, compiled, state, history, done, log, check
     for epoch in range(done, epochs):
         start, lr = time.perf_counter(), float(x.rates[epoch])
         with epoch_bar(epoch + 1, epochs, images) as bar:
-            options = {"check_stop": check_stop, "on_images": bar.update}
+            options = {"check_stop": check_stop, "on_images": functools.partial(_after_step, bar, job)}
             try:
                 state, train = phases.train(compiled, state, x.draw_epoch(epoch), meanwhile=tell, **options)
             except DivergedError as diverged:
@@ -234,7 +242,13 @@ def _train_epochs(config, experiment, compiled, state, history, done, log, check
     tell()
 
 
-def evaluate_runs(config: ml_collections.ConfigDict, workdir: Path) -> None:
+def _after_step(bar, job: Job | None, images: int) -> None:
+    bar.update(images)
+    if job is not None:
+        job.after_step()
+
+
+def evaluate_runs(config: ml_collections.ConfigDict, workdir: Path, *, job: Job | None = None) -> None:
     """What `python main.py --mode=evaluate` does: `evaluate_run` for each seed.
 
     Raises:
@@ -242,10 +256,12 @@ def evaluate_runs(config: ml_collections.ConfigDict, workdir: Path) -> None:
     """
     validate(config)
     for seed, folder in seed_folders(config, workdir).items():
-        evaluate_run(_with_seed(config, seed), folder)
+        evaluate_run(_with_seed(config, seed), folder, job=job)
 
 
-def evaluate_run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, phases.Totals]:
+def evaluate_run(
+    config: ml_collections.ConfigDict, workdir: str | Path, *, job: Job | None = None
+) -> dict[str, phases.Totals]:
     """Evaluates the saved epochs of the run of `config` in `workdir`, the best and the newest; trains nothing.
 
     Raises:
@@ -256,7 +272,7 @@ def evaluate_run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict
     if not workdir.is_dir():
         raise InputError(f"--workdir must be the folder of a run with --mode=evaluate, got {str(workdir)!r}.")
     read_config(workdir)
-    dataset = prepare(config, workdir)
+    dataset = prepare(config, workdir, job)
     experiment = build(config, dataset)
     checkpoints = Checkpoints(workdir / "checkpoints")
     saved = {"newest": checkpoints.newest(), "best": checkpoints.best()}

@@ -103,6 +103,19 @@ class RunLog:
         self._events.close()
 
 
+class NoLog:
+    """`RunLog` of a process that leaves the writing to another."""
+
+    def record(self, row: dict) -> None:
+        """Does nothing."""
+
+    def draw(self) -> None:
+        """Does nothing."""
+
+    def close(self) -> None:
+        """Does nothing."""
+
+
 def _event(row: dict):
     """One epoch's metrics as a TensorBoard event."""
     from tensorboard.compat.proto.event_pb2 import Event

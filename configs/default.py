@@ -38,6 +38,7 @@ def get_config() -> ml_collections.ConfigDict:
     norm.rule = "torch"  # how BatchNorm keeps its running averages: torch, flax or lecture
     norm.momentum = config_dict.placeholder(float)  # None: the rule's own, 0.1 (torch, lecture) or 0.99 (flax)
     norm.epsilon = 1e-5
+    norm.sync = "global"  # over many devices, statistics of the whole batch; per_replica: of each device's share
     norm.compare = ()  # rules whose running averages are kept and evaluated beside, such as ("lecture", "flax")
 
     config.optimizer = optimizer = ml_collections.ConfigDict()
@@ -53,6 +54,9 @@ def get_config() -> ml_collections.ConfigDict:
     train.epochs = 30
     train.seeds = 1  # so many runs, of seed, seed + 1, ..., each in a folder of its own
     train.checkpoint_every = 1  # epochs; the last epoch is always saved
+
+    config.sharding = sharding = ml_collections.ConfigDict()
+    sharding.data = -1  # devices that share each batch; -1: all there are
 
     config.schedule = schedule = ml_collections.ConfigDict()
     schedule.name = "constant"  # constant, step or cosine

@@ -48,3 +48,36 @@ def x64():
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory):
+    """The folder, config and data of a small run of eight epochs: ten shades of grey, though of a hundred classes.
+
+    Batches of evaluation hold 10 of the 25 test images, the last one 5. The run keeps another rule's averages as well.
+    """
+    from cifar_jax import experiment, train
+    from cifar_jax.data import class_names
+    from cifar_jax.data.dataset import Dataset, Split
+    from configs import default
+
+    rng = np.random.default_rng(1)
+
+    def split(n):
+        labels = rng.integers(0, 10, n).astype(np.int32)
+        images = 20 * labels[:, None, None, None] + rng.integers(0, 60, (n, 32, 32, 3))
+        return Split(images.astype(np.uint8), labels)
+
+    train_split, test_split = split(70), split(25)
+    dataset = Dataset("cifar100", train_split, test_split, class_names("cifar100"), (), ())
+    config = default.get_config()
+    config.data.batch_size, config.data.eval_batch_size, config.data.dir = 16, 10, "/nowhere"
+    config.model.stages = ((4, 4), (4, 4), (8, 8))
+    config.norm.compare = ("lecture",)
+    config.optimizer.lr = 0.02
+    config.train.epochs = 8
+    workdir = tmp_path_factory.mktemp("trained") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "load_dataset", lambda name, data_dir: dataset)
+        train.train_and_evaluate(config, workdir)
+        yield workdir, config, dataset

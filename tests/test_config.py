@@ -98,6 +98,8 @@ WRONG = [
     ("train.epochs", -1, "an integer of at least 1"),
     ("train.checkpoint_every", 0, "an integer of at least 1"),
     ("train.seeds", 0, "an integer from 1 to 1000"),
+    ("norm.sync", "local", "one of global, per_replica"),
+    ("sharding.data", 0, "-1 or an integer of at least 1"),
 ]
 
 
@@ -121,6 +123,10 @@ def test_every_key_has_a_wrong_value_above():
         ({"model.stages": ((8, 8), (8, 8))}, "model.stages must be .* laid out like cnn6's"),
         ({"model.name": "cnn10", "data.image_size": 8}, "data.image_size must be at least 16 .* cnn10, got 8"),
         ({"rng": "torch", "data.sampler": "whole_batches"}, "data.sampler must be shuffle with rng=torch.*whole_batch"),
+        (
+            {"norm.sync": "per_replica"},
+            "sharding.data must be the number of devices with norm.sync=per_replica.*, got -1",
+        ),
         ({"rng": "torch", "model.init": "flax"}, "model.init must be torch with rng=torch, got 'flax'"),
     ],
 )

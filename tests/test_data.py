@@ -10,13 +10,14 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from conftest import REAL_DATA
 
 from cifar_jax import data
-from cifar_jax.data import cache, cifar, load_dataset
+from cifar_jax.data import cache, cifar, load_dataset, map_dataset
 from cifar_jax.data.dataset import Dataset, Split, check_dataset, take
 from cifar_jax.data.download import DownloadError, download
 from cifar_jax.errors import InputError
@@ -166,6 +167,20 @@ def test_decoded_images_are_cached_and_verified(prepared, own_cache, capsys):
     load_dataset("cifar100", str(prepared))
     assert "Decoding" in capsys.readouterr().out
     assert list(own_cache.glob("*")) == [path]
+
+
+def test_mapped_images_are_the_decoded_ones(prepared, own_cache, capsys):
+    """One of many processes reads no image before it touches it; where nothing is kept, it decodes."""
+    first = map_dataset("cifar100", str(prepared))
+    decoded = load_dataset("cifar100", str(prepared))
+    mapped = map_dataset("cifar100", str(prepared))
+    assert capsys.readouterr().out.count("Decoding") == 1
+    for dataset in (first, mapped):
+        assert all(isinstance(split.images, np.memmap) for split in (dataset.train, dataset.test))
+        jax.tree.map(np.testing.assert_array_equal, dataset, decoded)
+    shutil.rmtree(own_cache)
+    own_cache.write_text("a file where the folder should be")
+    assert not isinstance(map_dataset("cifar100", str(prepared)).train.images, np.memmap)
 
 
 def test_a_cache_that_cannot_be_written_stops_nothing(prepared, own_cache, capsys):

@@ -17,14 +17,25 @@ MODULES = {
 LAYERS = [
     {"errors", "interrupt", "progress", "provenance", "batch_norm", "losses", "transforms", "schedules", "torch_random"}
     | {"report", "report.curves", "report.lockstep_plot", "report.record", "report.shell", "report.summaries"}
-    | {"report.wording", "files", "table", "table.lecture"},
-    {"table.cells", "layers", "optimizers", "devices", "data.dataset", "data.order", "report.ledger_page"},
+    | {"report.speed_curves", "report.speed_table", "report.wording", "files", "table", "table.lecture"},
+    {
+        "table.cells",
+        "layers",
+        "optimizers",
+        "devices",
+        "distributed",
+        "sharding",
+        "pictures",
+        "data.dataset",
+        "data.order",
+        "report.ledger_page",
+    },
     {"table.document", "models", "state", "data", "data.cifar", "data.cache", "data.download", "data.shapes"}
     | {"report.analysis", "report.recipes"},
     {"steps", "config", "table.markdown", "report.charts", "report.html_tables"},
     {"checkpoint", "workdir", "command_line", "report.sections"},
-    {"experiment", "table.plan", "report.page"},
-    {"phases", "table.record"},
+    {"experiment", "trained", "table.plan", "report.page"},
+    {"phases", "predict", "export", "table.record"},
     {"train", "table.launch", "table.watch", "report.predictions"},
     {"table.worker", "report.write"},
     {"table.__main__", "report.__main__"},
@@ -58,7 +69,7 @@ def short(name: str) -> str:
 
 
 # Rooms that may import everything, and that nothing else imports.
-ROOFTOP = ("parity", "benchmark")
+ROOFTOP = ("parity", "benchmark", "scaling")
 
 
 def room(name: str) -> str:

@@ -46,6 +46,7 @@ for seed in seeds:
             try:
                 time.sleep(60)
             except KeyboardInterrupt:
+                (folder / "stopped").touch()
                 sys.exit(130)
 with open(folder / "ended", "w") as file:
     file.write(str(time.time()))
@@ -176,6 +177,7 @@ def test_a_stop_reaches_the_processes_and_is_no_failure(groups, acts, tmp_path):
     with pytest.raises(Interrupted):
         train(groups, tmp_path, check_stop=check_stop)
     assert time.monotonic() - begin < 10
+    assert (tmp_path / "cnn6_adam" / "stopped").exists()
     assert statuses(groups, tmp_path)["cnn6_adam", 0] == "done"
     assert statuses(groups, tmp_path)["cnn6_adam", 1] == "unfinished"
     assert not (tmp_path / "cnn6_step" / "began").exists()

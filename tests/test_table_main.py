@@ -38,6 +38,7 @@ def reports(monkeypatch):
         (("--seeds=0",), "--seeds must be an integer of at least 1, got '0'"),
         (("--parallel=two",), "--parallel must be an integer of at least 1, got 'two'"),
         (("--holdout=-1",), "--holdout must be an integer of at least 0, got '-1'"),
+        (("--configs", "configs/cnn6_adam.py", "none.py"), "--configs must name config files, such as"),
         (("--epochs=0",), "train.epochs must be an integer of at least 1, got 0"),
         (("--dtype=half",), "dtype must be one of float32, bfloat16, float64, got 'half'"),
         (("--limit_train=few",), "data.limit_train must be an integer of at least 0, got 'few'"),
@@ -104,8 +105,14 @@ TINY = (
     "--configs=configs/cnn6_cosine.py", *SHAPES, "--holdout=0", "--epochs=3", "--limit_train=100", "--limit_test=60",
     "--config.model.stages=((4,4),(4,4),(4,4))", "--config.data.batch_size=20",
 )  # fmt: skip
-# The command without its report, which takes longer than these runs.
-RUN = "import sys; from cifar_jax.table import __main__ as c; c.write_report = print; sys.exit(c.main(sys.argv[1:]))"
+# The command without its report, which takes longer than these runs. Until then it must leave devices to its workers.
+RUN = """
+import sys
+from jax._src import xla_bridge
+from cifar_jax.table import __main__ as command
+command.write_report = lambda *arguments: print("Device in use:", xla_bridge.backends_are_initialized())
+sys.exit(command.main(sys.argv[1:]))
+"""
 
 
 @pytest.mark.slow
@@ -125,7 +132,8 @@ def test_killed_and_called_again_it_trains_what_main_py_would(tmp_path):
     time.sleep(1)
     assert {path: path.stat().st_mtime_ns for path in runs.rglob("*")} == files
     assert not (runs / "seed1/checkpoints/3").exists()
-    subprocess.run(line, cwd=ROOT, check=True, timeout=200)
+    out = subprocess.run(line, cwd=ROOT, check=True, timeout=200, stdout=subprocess.PIPE, text=True).stdout
+    assert "Device in use: False\n" in out
     table = json.loads((tmp_path / "table" / "table.json").read_text())
     (group,) = plan(
         find_configs("configs/cnn6_cosine.py"),

@@ -49,6 +49,7 @@ def test_every_state_of_a_run(group, tmp_path):
     assert table["cells"]["cnn6_adam"]["maximum"]["values"] == [20.0]
     assert unfinished(group, tmp_path) == [1, 2, 3]
     assert json.loads(dumps(table)) == table
+    assert len(dumps(table).splitlines()) < 40, "a line for each run"
 
 
 def test_a_checkpoint_that_was_not_finished_is_none(tmp_path):

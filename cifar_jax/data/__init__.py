@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cifar_jax.data.cache import cache_folder, only_process, read_arrays, write_arrays
+from cifar_jax.data.cache import cache_folder, map_arrays, only_process, read_arrays, write_arrays
 from cifar_jax.data.cifar import SOURCES, Source, find_prepared, prepare, read_prepared
 from cifar_jax.data.dataset import Dataset, Split, check_dataset
 from cifar_jax.data.download import download
@@ -33,6 +33,39 @@ def load_dataset(name: str, data_dir: str = "") -> Dataset:
         source = SOURCES[name]
         folder = _given(source, data_dir) if data_dir else fetch(source)
         dataset = _load_prepared(source, folder)
+    check_dataset(dataset)
+    return dataset
+
+
+def class_names(name: str) -> tuple[str, ...]:
+    """The classes of the data set called `name`, by label; without the data, which is refused where it has others."""
+    if name == "shapes":
+        from cifar_jax.data.shapes import CLASS_NAMES
+
+        return CLASS_NAMES
+    return SOURCES[name].class_names
+
+
+def map_dataset(name: str, data_dir: str = "") -> Dataset:
+    """As `load_dataset`, for one of many processes: images that are kept decoded are read when they are touched.
+
+    Of the processes on a machine one decodes them, and the others wait for it.
+    """
+    if name == "shapes":
+        return load_dataset(name)
+    source = SOURCES[name]
+    folder = _given(source, data_dir) if data_dir else fetch(source)
+    images = ("train_images", "test_images")
+    try:
+        with only_process(name):
+            if map_arrays(folder, images) is None:
+                _load_prepared(source, folder)
+    except OSError:  # no cache folder
+        return load_dataset(name, data_dir)
+    arrays = map_arrays(folder, images)
+    if arrays is None:  # could not be kept
+        return load_dataset(name, data_dir)
+    dataset = _assemble(source, arrays)
     check_dataset(dataset)
     return dataset
 
@@ -102,6 +135,10 @@ def _load_prepared(source: Source, folder: Path) -> Dataset:
             },
         )
         return dataset
+    return _assemble(source, arrays)
+
+
+def _assemble(source: Source, arrays: dict[str, np.ndarray]) -> Dataset:
     return Dataset(
         source.name,
         Split(arrays["train_images"], arrays["train_labels"]),

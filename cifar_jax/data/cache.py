@@ -3,12 +3,15 @@
 import hashlib
 import json
 import os
+import struct
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -76,6 +79,33 @@ def read_arrays(folder: Path) -> dict[str, np.ndarray] | None:
         return arrays if kept == [fingerprint(folder), sorted(arrays)] else None
     except Exception:  # a damaged zip raises anything, NotImplementedError and MemoryError too
         return None
+
+
+def map_arrays(folder: Path, large: tuple[str, ...]) -> dict[str, np.ndarray] | None:
+    """As `read_arrays`, but `large` ones stay in the file until they are touched, and no checksum of them is verified.
+
+    For one of many processes, each of which needs a few rows.
+    """
+    try:
+        with open(cache_path(folder), "rb") as file, np.load(file, allow_pickle=False) as members:
+            small = {name: members[name] for name in members.files if name not in large}
+            mapped = {name: _map_member(file, members.zip.getinfo(f"{name}.npy")) for name in large}
+        arrays = small | mapped
+        kept = json.loads(str(arrays.pop("contents")))
+        return arrays if kept == [fingerprint(folder), sorted(arrays)] else None
+    except Exception:
+        return None
+
+
+def _map_member(file: BinaryIO, member: zipfile.ZipInfo) -> np.ndarray:
+    """An array of an npz, which stores them as they are. The directory does not say where data begin: a header does."""
+    file.seek(member.header_offset + 26)
+    name_length, extra_length = struct.unpack("<HH", file.read(4))
+    file.seek(member.header_offset + 30 + name_length + extra_length)
+    if member.compress_type != zipfile.ZIP_STORED or np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("not as np.savez writes it")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    return np.memmap(file, dtype, "r", file.tell(), shape)
 
 
 def write_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> None:

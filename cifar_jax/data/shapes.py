@@ -75,6 +75,8 @@ PATTERNS = {
     "checked": lambda d, x, y: np.abs(_waves(x) - _waves(y)),
 }
 
+CLASS_NAMES = tuple(f"{pattern} {shape}" for shape in SHAPES for pattern in PATTERNS)
+
 
 def _waves(x):
     """Stripes of `_HALF` pixels, 0 and 1 in turn, with soft edges."""
@@ -87,13 +89,12 @@ def make_shapes(seed: int = 0, train_per_class: int = 100, test_per_class: int =
     Images are uint8 `[n, 32, 32, 3]`, labels int32 `[n]`, n = 100 classes times the images per class, in random order.
     Training and test images come from random streams of their own.
     """
-    names = tuple(f"{pattern} {shape}" for shape in SHAPES for pattern in PATTERNS)
     train, test = (
         _draw(np.random.default_rng([seed, stream]), per_class)
         for stream, per_class in enumerate((train_per_class, test_per_class))
     )
     superclass_of = tuple(shape for shape in range(len(SHAPES)) for _ in PATTERNS)
-    return Dataset("shapes", train, test, names, tuple(SHAPES), superclass_of)
+    return Dataset("shapes", train, test, CLASS_NAMES, tuple(SHAPES), superclass_of)
 
 
 def _draw(rng: np.random.Generator, per_class: int) -> Split:

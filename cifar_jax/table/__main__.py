@@ -47,7 +47,9 @@ class _Parser(argparse.ArgumentParser):
 def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """The flags, and the `--config.KEY=VALUE` among them."""
     parser = _Parser(prog="python -m cifar_jax.table", description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--configs", default="configs/cnn*_*.py", help="config files: patterns, or a list with commas")
+    parser.add_argument(
+        "--configs", default=["configs/cnn*_*.py"], nargs="+", help="config files: patterns, or lists with commas"
+    )
     parser.add_argument("--seeds", default="5", metavar="N", help="each config under the seeds 0 to N-1 (5)")
     parser.add_argument("--workdir", default="runs/table", type=Path, metavar="DIR", help="for all runs (runs/table)")
     parser.add_argument("--holdout", metavar="M", help="training images that companions hold out (5000); 0 for none")
@@ -58,6 +60,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     for argument in rest:
         if not argument.startswith("--config."):
             parser.error(f"unrecognized arguments: {argument}")
+    arguments.configs = ",".join(arguments.configs)  # of a pattern that the shell has expanded
     arguments.seeds = _integer("--seeds", arguments.seeds, 1)
     arguments.parallel = _integer("--parallel", arguments.parallel, 1)
     if arguments.holdout is not None:
@@ -110,7 +113,6 @@ def main(argv: list[str]) -> int:
     groups = plan(
         find_configs(arguments.configs), [*named, *overrides], seeds=arguments.seeds, holdout=arguments.holdout
     )
-    check(groups, workdir)
     origin = {"command": command(), "commit": commit()}
     settings = _settings(arguments, overrides, groups)
 
@@ -121,10 +123,11 @@ def main(argv: list[str]) -> int:
         write_whole(workdir / "table.md", markdown(table) + "\n")
         return table
 
-    with _only_command(workdir):
-        watch = Watch(groups, workdir, on_done=write)
-        print(f"{watch.done()}", flush=True)
-        with interruptible() as interrupt:
+    with interruptible() as interrupt:
+        check(groups, workdir)
+        with _only_command(workdir):
+            watch = Watch(groups, workdir, on_done=write)
+            print(f"{watch.done()}", flush=True)
             try:
                 train_groups(groups, workdir, parallel=arguments.parallel, look=watch.look, check_stop=interrupt.check)
             except Interrupted as interrupted:
@@ -133,12 +136,12 @@ def main(argv: list[str]) -> int:
                 raise Interrupted(
                     interrupted.signum, f"Stopped; {watch.done()} in {workdir}. The same command goes on from there."
                 ) from None
-        table = write()
-        if any(run["status"] == "done" for run in table["runs"]):
-            try:
-                write_report(table, workdir, workdir / "report.html")
-            except InputError as error:  # what draws is not installed; the table stands without it
-                print(f"No report was written: {error}", file=sys.stderr, flush=True)
+            table = write()
+            if any(run["status"] == "done" for run in table["runs"]):
+                try:
+                    write_report(table, workdir, workdir / "report.html")
+                except InputError as error:  # what draws is not installed; the table stands without it
+                    print(f"No report was written: {error}", file=sys.stderr, flush=True)
     failed = [run for run in table["runs"] if run["status"] != "done"]
     print(f"{watch.done()}; results in {workdir}", flush=True)
     for run in failed:

@@ -55,5 +55,19 @@ def document(
 
 
 def dumps(table: dict) -> str:
-    """The text of `table.json`; a number that JSON does not know is an error."""
-    return json.dumps(table, indent=1, allow_nan=False) + "\n"
+    """The text of `table.json`, a run in a line; a number that JSON does not know is an error."""
+
+    def text(value):
+        return json.dumps(value, allow_nan=False)
+
+    lines = []
+    for key, value in table.items():
+        if value and isinstance(value, dict):
+            inside = ",\n  ".join(f"{text(name)}: {text(each)}" for name, each in value.items())
+            lines.append(f" {text(key)}: {{\n  {inside}\n }}")
+        elif value and isinstance(value, list):
+            inside = ",\n  ".join(text(each) for each in value)
+            lines.append(f" {text(key)}: [\n  {inside}\n ]")
+        else:
+            lines.append(f" {text(key)}: {text(value)}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"

@@ -1,0 +1,31 @@
+"""python -m cifar_jax.benchmark [compare], curves or suite: how fast this project is, and beside what.
+
+Each command is a module with `main(argv) -> int`, where argv holds what follows the command's name.
+"""
+
+import importlib
+import sys
+
+from cifar_jax.errors import InputError
+
+_COMMANDS = {
+    "compare": "cifar_jax.benchmark.compare",
+    "curves": "cifar_jax.benchmark.curves",
+    "suite": "cifar_jax.benchmark.suite",
+}
+
+
+def main(argv: list[str]) -> int:
+    """Runs a command, the comparison unless another is named first; returns its exit code, 2 for wrong input."""
+    name, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("compare", argv)
+    try:
+        if name not in _COMMANDS:
+            raise InputError(f"The command must be one of {', '.join(_COMMANDS)}, got {name!r}.")
+        return importlib.import_module(_COMMANDS[name]).main(rest)
+    except InputError as error:
+        print(f"Error: {error}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

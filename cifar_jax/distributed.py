@@ -1,0 +1,326 @@
+"""Many processes as one run: finding each other, agreeing on errors and on where to stop, noticing who is lost.
+
+Numbers travel between devices, by what JAX compiles. What is here is between the hosts, over the key-value store of
+JAX's coordination service, which the first process serves. With one process there is no job, and nothing of this runs.
+"""
+
+import contextlib
+import os
+import re
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import jax
+
+from cifar_jax.errors import DivergedError, InputError
+from cifar_jax.interrupt import Interrupt, Interrupted
+
+LOST = 3  # the exit code of a run that lost a process
+
+_SECONDS_TO_START = 300  # until all processes are there
+_SECONDS_BETWEEN_BEATS = 2.0
+_SECONDS_UNTIL_LOST = 20.0
+
+
+class Place(NamedTuple):
+    """A process's place among those of a job.
+
+    coordinator: address of the first process, "host:port".
+    device: the one of the machine's devices that is this process's; None for all of them.
+    """
+
+    coordinator: str
+    processes: int
+    process_id: int
+    device: int | None = None
+
+
+def find_place(
+    coordinator: str | None, processes: str | None, process_id: str | None, environment: Mapping[str, str] = os.environ
+) -> Place | None:
+    """The place that flags or the environment give; None for a process on its own.
+
+    Flags come first, then `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`, whose last one may also
+    be the `JOB_COMPLETION_INDEX` of Kubernetes' indexed jobs, then a SLURM step of several tasks.
+
+    Raises:
+      InputError: some of the three are missing, or they do not fit together.
+    """
+    given = {"--coordinator": coordinator, "--processes": processes, "--process_id": process_id}
+    sources = {
+        "--coordinator": ("JAX_COORDINATOR_ADDRESS",),
+        "--processes": ("JAX_NUM_PROCESSES",),
+        "--process_id": ("JAX_PROCESS_ID", "JOB_COMPLETION_INDEX"),
+    }
+    # Any indexed job has a completion index, also one whose processes do not belong together.
+    if not any(given.values()) and not {"JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES"} & set(environment):
+        return _find_slurm_place(environment)
+    for flag, names in sources.items():
+        found = next((environment[name] for name in names if name in environment), None)
+        if given[flag] is None:
+            given[flag] = found
+    missing = [flag for flag, value in given.items() if value is None]
+    if missing:
+        flag = missing[0]
+        raise InputError(
+            f"{flag} must be given with the other two of {', '.join(given)}, or {' or '.join(sources[flag])} be set, "
+            "got neither."
+        )
+    coordinator, processes, process_id = given.values()
+    if ":" not in coordinator or not coordinator.rsplit(":", 1)[1].isdigit():
+        raise InputError(f"--coordinator must be HOST:PORT, got {coordinator!r}.")
+    for flag in ("--processes", "--process_id"):
+        if not str(given[flag]).isdigit():
+            raise InputError(f"{flag} must be a whole number, got {given[flag]!r}.")
+    processes, process_id = int(processes), int(process_id)
+    if not process_id < processes:
+        raise InputError(f"--process_id must be from 0 to below --processes={processes}, got {process_id}.")
+    return Place(coordinator, processes, process_id) if processes > 1 else None
+
+
+def _find_slurm_place(environment: Mapping[str, str]) -> Place | None:
+    """The place of a task of a SLURM step; None outside one, or where the step has one task.
+
+    Source: srun's manual page, output environment variables.
+    """
+    # A batch script also has SLURM_NTASKS; only what srun starts has a step.
+    if "SLURM_STEP_NODELIST" not in environment or int(environment.get("SLURM_NTASKS", "1")) < 2:
+        return None
+    # Such as node7, node7,node9 or node[07-12,31],other3.
+    name, first = re.match(r"([^,\[]+)(?:\[(\d+))?", environment["SLURM_STEP_NODELIST"]).groups()
+    port = 61440 + int(environment["SLURM_JOB_ID"]) % 4096  # another for each job, as JAX itself chooses it
+    alone = re.match(r"1(\D|$)", environment.get("SLURM_STEP_TASKS_PER_NODE", ""))  # such as 1(x4)
+    bound = len(environment.get("CUDA_VISIBLE_DEVICES", "0,1").split(",")) == 1
+    return Place(
+        f"{name}{first or ''}:{port}",
+        int(environment["SLURM_NTASKS"]),
+        int(environment["SLURM_PROCID"]),
+        None if alone or bound else int(environment["SLURM_LOCALID"]),
+    )
+
+
+@runtime_checkable
+class Store(Protocol):
+    """What is used of JAX's key-value store."""
+
+    def key_value_set(self, key: str, value: str, allow_overwrite: bool = False) -> None:
+        """Writes a text; without `allow_overwrite` only where there is none."""
+
+    def key_value_dir_get(self, key: str) -> list[tuple[str, str]]:
+        """All keys that begin like this, with their texts."""
+
+
+@contextlib.contextmanager
+def joined(place: Place | None, interrupt: Interrupt, *, seconds: int = _SECONDS_TO_START) -> "Iterator[Job | None]":
+    """This process as one of a job, from before JAX starts a backend; None where `place` is None.
+
+    While inside, a signal asks all processes to stop, and only the first one writes to standard output. Where they have
+    not all been there within `seconds`, this process ends with exit code 2.
+    """
+    if place is None:
+        yield None
+        return
+    # Its handler of SIGTERM would replace ours, and it does not know Ctrl-C.
+    jax.config.update("jax_enable_preemption_service", False)
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # JAX knows a time limit, too, at which it aborts the process with a stack trace.
+    deadline = threading.Timer(seconds, _end_alone, [place, seconds])
+    deadline.daemon = True
+    deadline.start()
+    jax.distributed.initialize(
+        place.coordinator, place.processes, place.process_id, local_device_ids=place.device,
+        cluster_detection_method="deactivate", initialization_timeout=seconds + 60,
+    )  # fmt: skip
+    deadline.cancel()
+    # JAX offers the store to no one, and has nothing else that works while a process is lost.
+    from jax._src.distributed import global_state
+
+    job = Job(global_state.client, global_state.process_id, global_state.num_processes)
+    interrupt.ask = job.ask_to_stop
+    try:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere if job.process_id else sys.stdout):
+            yield job
+    except BaseException as error:
+        job.leave(error)
+        raise
+    job.close()
+
+
+class Job:
+    """This process among those of a run.
+
+    A thread shows the others that this process lives, and ends it when another does not.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        process_id: int,
+        processes: int,
+        *,
+        beat: float = _SECONDS_BETWEEN_BEATS,
+        limit: float = _SECONDS_UNTIL_LOST,
+        end: Callable[[str, int], None] | None = None,
+    ):
+        self.process_id, self.processes = process_id, processes
+        self._store, self._beat, self._limit, self._end = store, beat, limit, end or _end
+        self._lock, self._closed = threading.Lock(), threading.Event()
+        self._agreements, self._agreed = 0, False
+        self._points, self._signum, self._last_point = 0, None, None
+        self._seen: dict[str, tuple[str, float]] = {}
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    # Errors
+
+    @contextlib.contextmanager
+    def agreement(self) -> Iterator[None]:
+        """All processes leave this block together, or with the InputError that one of them met inside."""
+        error = None
+        try:
+            yield
+        except InputError as raised:
+            error = raised
+        self._agreements += 1
+        folder = f"agreement{self._agreements}/"
+        self._store.key_value_set(f"{folder}{self.process_id}", str(error or ""))
+        texts = self._wait_for_all(folder)
+        self._agreed = any(texts.values())
+        if error is not None:
+            raise error
+        for process_id, text in sorted(texts.items()):
+            if text:
+                raise InputError(f"{text} (Process {process_id} of {self.processes} says so.)")
+
+    def fail(self, text: str, code: int) -> None:
+        """Ends all other processes, with this text: this one met an error that they have not."""
+        with contextlib.suppress(Exception):
+            text = f"{code} Process {self.process_id} of {self.processes} failed: {text}"
+            self._store.key_value_set("verdict/all", text, allow_overwrite=True)
+            time.sleep(2 * self._beat)
+
+    # Stopping
+
+    def ask_to_stop(self, signum: int) -> None:
+        """Asks all processes to stop at their next common point; safe in a signal handler."""
+        self._signum = signum
+
+    def after_step(self) -> None:
+        """A point that all processes reach equally often; where they have agreed to stop, this raises Interrupted.
+
+        No point is a place to wait unless someone asked to stop. Then each process names the next point that it can
+        reach without passing another, all wait until they know what all have named, and stop at the last of these: up
+        to there, every process still takes part in what the others compute and save.
+        """
+        with self._lock:
+            self._points += 1
+            waiting = self._last_point is not None
+        if waiting and self._points >= max(int(point) for point in self._wait_for_all("stop/at/").values()):
+            raise Interrupted(self._signum)
+
+    def _name_next_point(self) -> None:
+        """Once a stop was asked for, here or elsewhere. On the watching thread, as the main one may wait for others."""
+        if self._last_point is not None:
+            return
+        asked = self._store.key_value_dir_get("stop/signal/")
+        if self._signum is not None and not asked:
+            self._store.key_value_set(f"stop/signal/{self.process_id}", str(self._signum))
+            asked = [("", str(self._signum))]
+        if asked:
+            self._signum = self._signum or int(asked[0][1])
+            with self._lock:
+                self._last_point = self._points + 1
+            self._store.key_value_set(f"stop/at/{self.process_id}", str(self._last_point))
+
+    # Watching
+
+    def close(self) -> None:
+        """Leaves the job in good order: waits until all others leave it, too."""
+        self._store.key_value_set(f"leaving/{self.process_id}", "")
+        self._wait_for_all("leaving/")
+        self._closed.set()
+        self._thread.join()
+        # The first process must not end, and the service with it, before the others have left that.
+        jax.distributed.shutdown()
+
+    def leave(self, error: BaseException) -> None:
+        """Leaves it on an error; where that is not an error of all processes, ends the others, and this one."""
+        if isinstance(error, Interrupted | DivergedError) or (isinstance(error, InputError) and self._agreed):
+            self.close()
+            return
+        if isinstance(error, RuntimeError | ValueError) and not isinstance(error, InputError):
+            # What JAX raises when a collective breaks: the watching thread needs time to find out who is lost.
+            time.sleep(self._limit + 5 * self._beat)
+        code, text = (2, str(error)) if isinstance(error, InputError) else (1, f"{type(error).__name__}: {error}")
+        if code == 1:
+            traceback.print_exception(error)
+        self.fail(text, code)
+        self._end(text, code)  # not by an exception: on its way out, JAX would wait for the others
+
+    def _watch(self) -> None:
+        count = 0
+        while not self._closed.wait(self._beat):
+            count += 1
+            try:
+                self._store.key_value_set(f"alive/{self.process_id}", str(count), allow_overwrite=True)
+                self._name_next_point()
+                verdict = self._store.key_value_dir_get("verdict/") or self._find_lost()
+            except Exception as error:  # the service is gone, in whatever words; mostly JAX ends the process first
+                if not self._closed.is_set():
+                    self._end(f"Process 0 of {self.processes}, which coordinates the others, was lost: {error}", LOST)
+                return
+            if verdict and not self._closed.is_set():
+                code, text = verdict[0][1].split(" ", 1)
+                if self.process_id == 0:  # it serves the store: the others must have read this before it ends
+                    time.sleep(3 * self._beat)
+                self._end(text, int(code))
+                return
+
+    def _find_lost(self) -> list[tuple[str, str]]:
+        """Looks for processes that show no life: the first one for all, so that a large job asks little of it."""
+        if self.process_id != 0:
+            return []
+        now, beats = time.monotonic(), dict(self._store.key_value_dir_get("alive/"))
+        for process_id in range(1, self.processes):
+            key = f"alive/{process_id}"
+            if self._seen.get(key, ("?", 0))[0] != beats.get(key):
+                self._seen[key] = (beats.get(key), now)
+            elif now - self._seen[key][1] > self._limit:
+                text = (
+                    f"{LOST} Process {process_id} of {self.processes} was lost: no sign of life for {self._limit:g} s. "
+                    "The same command goes on from the last checkpoint."
+                )
+                self._store.key_value_set("verdict/all", text, allow_overwrite=True)
+                return [(key, text)]
+        return []
+
+    def _wait_for_all(self, folder: str) -> dict[int, str]:
+        while len(texts := dict(self._store.key_value_dir_get(folder))) < self.processes:
+            time.sleep(0.05)
+        return {int(key.rsplit("/", 1)[1]): text for key, text in texts.items()}
+
+
+def _end_alone(place: Place, seconds: float) -> None:
+    """Ends a process whose neighbours did not come, with what can be found out about it."""
+    host, port = place.coordinator.rsplit(":", 1)
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+        reason = "where the first process answers, but others are missing"
+    except OSError as error:
+        reason = f"where no process answers: {error}"
+    _end(
+        f"--coordinator must be where a first process can be reached and all {place.processes} processes meet within "
+        f"{seconds:g} s, got {place.coordinator}, {reason}.",
+        2,
+    )
+
+
+def _end(text: str, code: int) -> None:
+    """Ends this process whatever its other threads wait for."""
+    print(f"Error: {text}", file=sys.stderr, flush=True)
+    os._exit(code)
