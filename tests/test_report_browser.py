@@ -9,6 +9,8 @@ from chromium import PROGRAM, Page
 
 from cifar_jax.report import write
 
+pytestmark = pytest.mark.slow  # seconds, but the same under every version of Python and JAX
+
 CHARTS = "[...document.querySelectorAll('.chart svg')]"
 DRAWN = f"{CHARTS}.length === Object.keys(specs).length"
 TOOLTIP = "document.querySelector('#vg-tooltip-element.visible')?.innerText"

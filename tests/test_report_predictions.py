@@ -124,6 +124,7 @@ def table_of(*folders):
     return document([column], runs, origins=[origin], settings=settings, command="c", commit=None, date="d")
 
 
+@pytest.mark.slow
 def test_the_report_of_a_run(folder, tmp_path, capsys):
     history = rows(folder)
     table = table_of(("seed0", history), ("gone", history))
