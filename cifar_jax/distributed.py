@@ -5,6 +5,7 @@ JAX's coordination service, which the first process serves. With one process the
 """
 
 import contextlib
+import json
 import os
 import re
 import socket
@@ -13,7 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 
@@ -179,8 +180,11 @@ class Job:
     # Errors
 
     @contextlib.contextmanager
-    def agreement(self) -> Iterator[None]:
-        """All processes leave this block together, or with the InputError that one of them met inside."""
+    def agreement(self, values: Mapping[str, Any] | None = None) -> Iterator[None]:
+        """All processes leave this block together, or with the InputError that one of them met inside.
+
+        They also refuse `values`, ready for JSON, that are not the same in all: such runs would not fit together.
+        """
         error = None
         try:
             yield
@@ -188,14 +192,23 @@ class Job:
             error = raised
         self._agreements += 1
         folder = f"agreement{self._agreements}/"
-        self._store.key_value_set(f"{folder}{self.process_id}", str(error or ""))
-        texts = self._wait_for_all(folder)
-        self._agreed = any(texts.values())
+        said = json.dumps([str(error or ""), values])
+        self._store.key_value_set(f"{folder}{self.process_id}", said)
+        everyone = {i: json.loads(text) for i, text in sorted(self._wait_for_all(folder).items())}
+        different = next((i for i in everyone if everyone[i][1] != everyone[0][1]), None)
+        self._agreed = different is not None or any(text for text, _ in everyone.values())
         if error is not None:
             raise error
-        for process_id, text in sorted(texts.items()):
+        for process_id, (text, _) in everyone.items():
             if text:
                 raise InputError(f"{text} (Process {process_id} of {self.processes} says so.)")
+        if different is not None:
+            first, other = everyone[0][1], everyone[different][1]
+            key = next(key for key in {**first, **other} if first.get(key) != other.get(key))
+            raise InputError(
+                f"{key} must be the same in all {self.processes} processes, got {first.get(key)!r} in process 0 and "
+                f"{other.get(key)!r} in process {different}."
+            )
 
     def fail(self, text: str, code: int) -> None:
         """Ends all other processes, with this text: this one met an error that they have not."""

@@ -13,7 +13,7 @@ import optax
 
 from cifar_jax import optimizers, schedules, torch_random
 from cifar_jax.batch_norm import RULES
-from cifar_jax.config import validate
+from cifar_jax.config import flatten, validate
 from cifar_jax.data import load_dataset, map_dataset
 from cifar_jax.data.cache import cache_folder
 from cifar_jax.data.dataset import Dataset, Split, hold_out, take
@@ -67,7 +67,7 @@ def prepare(config: ml_collections.ConfigDict, workdir: Path, job: Job | None = 
       InputError: the first thing that is wrong.
     """
     together = contextlib.nullcontext if job is None else job.agreement
-    with together():
+    with together({**flatten(config), "data.dir": ""}):  # each process may have the images elsewhere
         validate(config)
         check_workdir(workdir, config)
     jax.config.update("jax_enable_x64", config.dtype == "float64")

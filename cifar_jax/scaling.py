@@ -48,6 +48,10 @@ ETHERNET = Link(50e9, 50e-6)
 PEAK = 790e12  # FLOP/s in bfloat16, as an H200 multiplies large matrices
 UTILISATION = 0.3  # of the peak, in a training step
 DEVICES_PER_MACHINE = 8
+# Of the README's table: within a machine both links are NVLink.
+_COLUMNS = tuple(
+    (n, link) for n in (8, 64, 512) for link in ("NVLink", "400 Gb/s Ethernet") if n > 8 or link == "NVLink"
+)
 
 
 class Collective(NamedTuple):
@@ -191,8 +195,27 @@ def measure(devices: int, sync: str, *, repeats: int = 5) -> float:
     return round(float(np.median(seconds[1:])), 3)
 
 
+def table(record: dict) -> str:
+    """The counts and the efficiencies of 200 images a device, as the README shows them."""
+    head = "| network | `norm.sync` | sums a step | MB a step and device | " + " | ".join(
+        f"{devices}, {link}" for devices, link in _COLUMNS
+    )
+    lines = [head + " |", "|" + "---|" * (4 + len(_COLUMNS))]
+    for row in record["counted"]:
+        paper = row["efficiency_on_paper"][f"{BATCH} images a device"]
+        cells = [
+            f"{row['network'].upper()}, {row['image_size']}x{row['image_size']}",
+            f"`{row['norm_sync']}`",
+            str(row["collectives"]),
+            f"{row['bytes_per_device'] / 1e6:.1f}",
+            *(f"{100 * paper[f'{devices} over {link}']:.0f} %" for devices, link in _COLUMNS),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def main(argv: list[str]) -> None:
-    """Writes the figures to `argv[1]`."""
+    """Writes the figures to `argv[1]`, and prints the README's table."""
     if len(argv) != 2:
         sys.exit("usage: python -m cifar_jax.scaling OUT.json")
     jax.config.update("jax_platforms", "cpu")
@@ -214,6 +237,7 @@ def main(argv: list[str]) -> None:
         },
     }
     Path(argv[1]).write_text(json.dumps(record, indent=1) + "\n")
+    print(table(record), end="")
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ def test_the_arms_train_alike(torch, tmp_path, monkeypatch, optimizer, size):
     settings.check(config)
     config.model.name = "tiny"
     made = Setting(
-        config, settings.store_images(tmp_path, 60, 20, None), folder=tmp_path, device="cpu", epochs=2,
+        config, settings.store_images(tmp_path, 200, 20, None), folder=tmp_path, device="cpu", epochs=2,
         precision="highest",
     )  # fmt: skip
     made.recipe = made.recipe._replace(threads=1)
@@ -95,8 +95,9 @@ def test_the_arms_train_alike(torch, tmp_path, monkeypatch, optimizer, size):
     found = made.record()["agreement"]
     assert found["disagree"] == []
     assert max(each["first"] for each in found["largest"].values()) < (1e-6 if size == 32 else 2e-5)
-    # Measured 2e-4 and less.
+    # Rounding grows to 2e-4 and less in 20 steps.
     assert max(each["epoch"] for each in found["largest"].values()) < 1e-3
+    assert max(each["test"] for each in found["largest"].values()) < 2e-3
 
 
 # Floors
@@ -350,7 +351,7 @@ def test_curves_of_a_narrow_network(tmp_path):
     main(
         [
             "curves", f"--config.model.stages={STAGES}", "--batch=10", "--batches=", "--widths=", "--sizes=",
-            "--data_sizes=40", "--seconds=0", *(f"--{kind}={path}" for kind, path in files.items()),
+            "--data_sizes=30", "--seconds=0", *(f"--{kind}={path}" for kind, path in files.items()),
         ]
     )  # fmt: skip
     record = json.loads(files["json"].read_text())
@@ -384,8 +385,6 @@ def test_a_record_is_not_stale(path):
 def test_the_tables_of_speed_are_not_stale():
     """`python -m cifar_jax.report.speed_table README.md` writes them."""
     readme = (ROOT / "README.md").read_text()
-    if "<!-- speed:" not in readme:
-        pytest.skip("README.md has no section on speed yet")
     assert speed_table.with_speed(readme, speed_table.speed_tables(ROOT / "results")) == readme
 
 

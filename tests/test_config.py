@@ -150,8 +150,11 @@ def test_resuming_compares_all_that_matters():
     saved = flatten(default.get_config())
     assert first_difference(default.get_config(), saved) is None
     assert first_difference(changed(**{"optimizer.lr": 0.1, "train.epochs": 3}), saved) == ("optimizer.lr", 0.1, 0.001)
-    for key, value in zip(FREE_ON_RESUME, ("elsewhere", "host", 99, 5), strict=True):
+    for key, value in zip(FREE_ON_RESUME, ("elsewhere", "host", 4, 99, 5), strict=True):
         assert first_difference(changed(**{key: value}), saved) is None
+    replicas = {"norm.sync": "per_replica", "sharding.data": 2}
+    fewer = first_difference(changed(**replicas), flatten(changed(**{**replicas, "sharding.data": 4})))
+    assert fewer == ("sharding.data", 2, 4)
     del saved["norm.rule"]
     assert first_difference(default.get_config(), saved) == ("norm.rule", "torch", None)
 
@@ -173,7 +176,7 @@ def test_a_config_survives_json():
         ("--confg=configs/default.py", "Unknown command line flag 'confg'"),
         ("--config=configs/none.py", "--config must name a Python file with get_config(), got 'configs/none.py': "),
         ("--config=README.md", "--config must name a Python file with get_config(), got 'README.md': "),
-        ("--mode=test", "--mode=test: value should be one of <train|evaluate>"),
+        ("--mode=test", "--mode=test: value should be one of <train|evaluate|predict>"),
         ("train", "main.py takes flags only, got 'train'."),
     ],
 )

@@ -124,6 +124,18 @@ def test_one_refusal_is_everyones():
     assert str(results[0]) == str(results[2]) == "data.dir must be here. (Process 1 of 3 says so.)"
 
 
+def test_other_values_in_one_process_are_refused_by_all():
+    """With another seed, say, the processes would train, and come to nothing."""
+
+    def work(job):
+        with job.agreement({"dtype": "float32", "seed": 7 if job.process_id == 2 else 0}):
+            pass
+
+    results, _ = together(3, work)
+    message = "seed must be the same in all 3 processes, got 0 in process 0 and 7 in process 2."
+    assert [(type(result), str(result)) for result in results] == [(InputError, message)] * 3
+
+
 @pytest.mark.parametrize("asker", [0, 2])
 def test_all_stop_at_the_same_step(asker):
     """Steps that each need all processes, which run apart by up to two of them."""

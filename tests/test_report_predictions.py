@@ -124,6 +124,7 @@ def table_of(*folders):
     return document([column], runs, origins=[origin], settings=settings, command="c", commit=None, date="d")
 
 
+@pytest.mark.slow
 def test_the_report_of_a_run(folder, tmp_path, capsys):
     history = rows(folder)
     table = table_of(("seed0", history), ("gone", history))
@@ -134,7 +135,7 @@ def test_the_report_of_a_run(folder, tmp_path, capsys):
     assert "gone: no answers on the test set. --workdir must be" in page
     assert f"{history[-1]['test_accuracy_lecture']:.2f}" in page
     figures = {path.stem: path for path in (out.parent / "figures").glob("*.png")}
-    expected = {"results", "norm-rules", "accuracy-1", "loss-1", "learning-rates"}
+    expected = {"results", "norm-rules", "accuracy", "loss", "learning-rates"}
     assert set(figures) == expected | {"classes", "confusion", "calibration"}
     for path in figures.values():
         with Image.open(path) as picture:
@@ -143,3 +144,11 @@ def test_the_report_of_a_run(folder, tmp_path, capsys):
         assert len(colors) > 20, f"{path.name} is blank"
     assert not list(out.parent.rglob("*.partial"))
     capsys.readouterr()
+
+
+def test_a_machine_that_does_not_draw_leaves_the_answers_to_one_that_does(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(write.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="got no altair and no vl_convert"):
+        write.write_report(table_of(("seed0", rows(folder))), tmp_path, tmp_path / "report.html")
+    assert (folder / FILE).exists()
+    assert not (tmp_path / "report.html").exists()

@@ -14,9 +14,11 @@ from cifar_jax.scaling import (
     efficiencies,
     efficiency,
     seconds_on_paper,
+    table,
     training_flops,
 )
 
+RECORD = json.loads((ROOT / "results" / "scaling.json").read_text())
 PROGRAM = """
   %a = f32[64]{0} all-reduce(%x), channel_id=1
   %b = (f32[3,3,3,64]{3,2,1,0}, /*index=1*/s32[]) all-reduce(%y, %z), channel_id=2
@@ -51,7 +53,12 @@ def test_time_on_paper_by_hand():
     assert efficiency(0, 0, 10**9, 8, NVLINK, images=200) == 1
 
 
-@pytest.mark.parametrize("row", json.loads((ROOT / "results" / "scaling.json").read_text())["counted"], ids=str)
+def test_the_readmes_table_is_not_stale():
+    section = (ROOT / "README.md").read_text().partition("## Many devices, many hosts")[2]
+    assert not section or table(RECORD) in section
+
+
+@pytest.mark.parametrize("row", RECORD["counted"], ids=str)
 def test_the_recorded_counts_are_those_of_the_networks(row):
     """Gradients travel once, in single precision; statistics of the whole batch take three sums a layer."""
     layers = sum(map(len, NETWORKS[row["network"]]))

@@ -38,7 +38,7 @@ from cifar_jax.report.speed_curves import draw_speed_curves
 CLASSES = 100
 # What a shared machine's own unrest may amount to.
 _SLOWER = 1.25
-_EPOCHS, _STEPS = 10, 4  # of the check that nothing grows
+_EPOCHS, _STEPS = 8, 3  # of the check that nothing grows
 _IMAGES = 2000  # of the data set, where it is not what varies
 
 

@@ -154,13 +154,13 @@ class StockFlax(_JaxArm):
 
     def evaluate(self) -> Evaluated:
         """A step for each batch."""
-        sums, batch = [], self.recipe.batch_size
+        sums, batch, count = [], self.recipe.batch_size, 0
         for place in range(0, len(self.test_split.labels), batch):
             rows = slice(place, place + batch)
             x = self._input(self.test_split.images[rows], None)
             sums.append(_stock_score(self.state, self.batch_stats, x, self.test_split.labels[rows]))
+            count += len(x)
         loss, correct = np.array(jax.device_get(sums), np.float64).sum(axis=0)
-        count = len(self.test_split.labels)
         return Evaluated(float(loss) / count, 100 * float(correct) / count, count)
 
 

@@ -78,13 +78,13 @@ def put_flags(given: flags.FlagValues, config: ConfigDict) -> None:
 
 
 def check(config: ConfigDict) -> None:
-    """Makes the config draw as PyTorch does, and checks it.
+    """Makes the config draw as PyTorch does and use one device, and checks it.
 
     Raises:
       InputError: it is wrong, or not what the arms outside this project are written for.
     """
     config.data.eval_batch_size = config.data.batch_size
-    config.rng = "torch"
+    config.rng, config.sharding.data = "torch", 1
     validate(config)
     if config.dtype == "float64":
         raise InputError("dtype must be float32 or bfloat16 for the benchmark, got 'float64'.")

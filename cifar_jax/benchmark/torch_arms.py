@@ -250,13 +250,21 @@ class OnDevice(_TorchArm):
         synchronize(self.device)
         return Trained(losses[:steps].cpu().numpy(), seen, whole=seen == len(labels))
 
+    def origin(self) -> dict:
+        """As every arm's, and of CUDA graphs how many programs went without: 0, or the arm is not what it claims."""
+        if not self.graphs:
+            return super().origin()
+        from torch._dynamo.utils import counters  # the other arms start without the compiler
+
+        return {**super().origin(), "cudagraph_skips": counters["inductor"]["cudagraph_skips"]}
+
     @torch.no_grad()
     def evaluate(self) -> Evaluated:
         """Sums on the device, fetched once."""
         self.network.eval()
         images, labels = self.test_data
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
-        correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        correct, count = torch.zeros((), dtype=torch.int64, device=self.device), 0
         for place in range(0, len(labels), self.recipe.batch_size):
             if self.graphs:
                 torch.compiler.cudagraph_mark_step_begin()
@@ -264,7 +272,7 @@ class OnDevice(_TorchArm):
             its_loss, its_correct = self.score(images[rows], labels[rows])
             loss += its_loss
             correct += its_correct
-        count = len(labels)
+            count += len(labels[rows])
         return Evaluated(loss.item() / count, 100 * correct.item() / count, count)
 
 

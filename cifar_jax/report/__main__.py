@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from cifar_jax.errors import InputError
-from cifar_jax.report.write import write_report
+from cifar_jax.report.write import require_libraries, write_report
 
 
 def _refuse(message: str) -> None:
@@ -37,6 +37,7 @@ def main(argv: list[str]) -> None:
         raise InputError(f"--workdir must be the folder that the table's runs lie in, got {str(workdir)!r}.")
     if out.is_dir():
         raise InputError(f"--out must be a file, got {str(out)!r}.")
+    require_libraries()
     write_report(table, workdir, out, pictures=flags.pictures)
 
 

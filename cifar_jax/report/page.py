@@ -35,7 +35,7 @@ figure { min-width: 0; }
 thead th { vertical-align: bottom; } td, tbody th { white-space: nowrap; } th.n { white-space: normal; }
 th, td { padding: 0.3rem 1rem 0.3rem 0; }
 tbody th:first-child { position: sticky; left: 0; background: var(--page); font-weight: normal; }
-@media (max-width: 40rem) { tbody th:first-child { white-space: normal; min-width: 7.2rem; } }
+@media (max-width: 40rem) { tbody th:first-child { white-space: normal; min-width: 8.4rem; } }
 summary { cursor: pointer; padding: 0.3rem 0; color: var(--link); }
 summary:focus-visible, select:focus-visible { outline: 3px solid var(--link); outline-offset: 2px; }
 [hidden] { display: none !important; }

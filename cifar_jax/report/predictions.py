@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from cifar_jax import phases, steps
@@ -18,7 +17,7 @@ from cifar_jax.experiment import Experiment, build, prepare
 from cifar_jax.files import write_whole
 from cifar_jax.layers import running_stats
 from cifar_jax.report.summaries import Predictions, from_probabilities
-from cifar_jax.transforms import transform_eval
+from cifar_jax.trained import probabilities
 from cifar_jax.workdir import read_config
 
 FILE = "predictions.npz"
@@ -50,8 +49,8 @@ def run_predictions(workdir: Path) -> Predictions:
     finally:
         checkpoints.close()
     batch_stats = running_stats(state.batch_stats)
-    probabilities = class_probabilities(experiment, state.params, batch_stats, dataset.test.images)
-    predictions = from_probabilities(epochs, dataset.test.labels, probabilities)
+    answers = class_probabilities(experiment, state.params, batch_stats, dataset.test.images)
+    predictions = from_probabilities(epochs, dataset.test.labels, answers)
     _write(workdir / FILE, origin, predictions)
     return predictions
 
@@ -65,29 +64,18 @@ def class_probabilities(experiment: Experiment, params, batch_stats, images: np.
     order = np.arange(n, dtype=np.int32)
     batches = phases.unstack(steps.split_epoch(order, None, batch_size=x.eval_batch_size, sampler="shuffle"))
     score = _compiled(tuple(compiler_options().items()))
+    variables = {"params": params, "batch_stats": batch_stats}
     parts = [
-        np.asarray(
-            score(
-                params, batch_stats, images.take(batch.indices, axis=0, mode="clip"), model=x.model,
-                transform=x.transform,
-            )
-        )
+        score(variables, images.take(batch.indices, axis=0, mode="clip"), model=x.model, transform=x.transform)
         for batch in batches
-    ]  # fmt: skip
-    return np.concatenate(parts)[:n]
+    ]
+    return np.concatenate(jax.device_get(parts))[:n].astype(np.float32)
 
 
 @functools.cache
 def _compiled(options: tuple[tuple[str, str], ...]):
     """One program for all runs of the same network; compiled like the evaluation, so that answers are the same."""
-
-    def score(params, batch_stats, images, *, model, transform):
-        dtype = jnp.promote_types(model.dtype, jnp.float32)
-        x = transform_eval(images, transform, dtype=dtype)
-        logits = model.apply({"params": params, "batch_stats": batch_stats}, x, train=False)
-        return jax.nn.softmax(logits.astype(dtype)).astype(jnp.float32)
-
-    return jax.jit(score, static_argnames=("model", "transform"), compiler_options=dict(options))
+    return jax.jit(probabilities, static_argnames=("model", "transform"), compiler_options=dict(options))
 
 
 def _read(path: Path, origin: str) -> Predictions | None:

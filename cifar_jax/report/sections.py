@@ -2,6 +2,7 @@
 
 import collections
 import html
+import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -112,7 +113,7 @@ def curves(table: dict, recipes: Sequence[Recipe]) -> Section | None:
     """Learning curves, two charts for each network; None where nothing was trained."""
     drawn, tables = [], []
     styles = list(dict.fromkeys(recipe.name for recipe in recipes))
-    for place, network in enumerate(dict.fromkeys(recipe.network for recipe in recipes)):
+    for network in dict.fromkeys(recipe.network for recipe in recipes):
         runs = {
             recipe.name: main_runs(table, recipe.config) for recipe in recipes if recipe.network == network
         }  # fmt: skip
@@ -124,7 +125,7 @@ def curves(table: dict, recipes: Sequence[Recipe]) -> Section | None:
                 name: {phase: curve(each, f"{phase}_{quantity}") for phase in PHASES} for name, each in runs.items()
             }
             chart = charts.curves(
-                network, data, quantity=quantity, title=axis, id=f"{quantity}-{place + 1}", styles=styles
+                network, data, quantity=quantity, title=axis, id=_id(quantity, network), styles=styles
             )
             drawn.append(chart)
             tables.append(details(f"{chart.title}, by epoch", html_tables.curves(data, label=chart.title)))
@@ -137,6 +138,10 @@ def curves(table: dict, recipes: Sequence[Recipe]) -> Section | None:
         "drawn.</p>"
     )
     return Section("curves", "Learning curves", text, drawn, "\n".join(tables))
+
+
+def _id(quantity: str, network: str) -> str:
+    return re.sub("[^a-z0-9]+", "-", f"{quantity} {network}".lower()).strip("-")
 
 
 def learning_rates(table: dict, recipes: Sequence[Recipe]) -> Section | None:

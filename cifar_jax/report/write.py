@@ -35,12 +35,13 @@ def write_report(table: dict, workdir: Path, out: Path, *, pictures: bool = Fals
         a licence to pass them on.
 
     Raises:
-      InputError: the libraries that draw are not installed.
+      InputError: the libraries that draw are not installed; the answers are kept.
     """
+    # Before the libraries are asked for: a machine that only trains leaves the answers to one that draws.
+    analyses, datasets, problems = _analyses(table, workdir)
     require_libraries()
     from cifar_jax.report import charts
 
-    analyses, datasets, problems = _analyses(table, workdir)
     text, drawn = make_page(table, analyses, problems, _pictures(analyses, datasets) if pictures else None)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(out, text)

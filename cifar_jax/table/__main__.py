@@ -113,7 +113,6 @@ def main(argv: list[str]) -> int:
     groups = plan(
         find_configs(arguments.configs), [*named, *overrides], seeds=arguments.seeds, holdout=arguments.holdout
     )
-    check(groups, workdir)
     origin = {"command": command(), "commit": commit()}
     settings = _settings(arguments, overrides, groups)
 
@@ -124,10 +123,11 @@ def main(argv: list[str]) -> int:
         write_whole(workdir / "table.md", markdown(table) + "\n")
         return table
 
-    with _only_command(workdir):
-        watch = Watch(groups, workdir, on_done=write)
-        print(f"{watch.done()}", flush=True)
-        with interruptible() as interrupt:
+    with interruptible() as interrupt:
+        check(groups, workdir)
+        with _only_command(workdir):
+            watch = Watch(groups, workdir, on_done=write)
+            print(f"{watch.done()}", flush=True)
             try:
                 train_groups(groups, workdir, parallel=arguments.parallel, look=watch.look, check_stop=interrupt.check)
             except Interrupted as interrupted:
@@ -136,12 +136,12 @@ def main(argv: list[str]) -> int:
                 raise Interrupted(
                     interrupted.signum, f"Stopped; {watch.done()} in {workdir}. The same command goes on from there."
                 ) from None
-        table = write()
-        if any(run["status"] == "done" for run in table["runs"]):
-            try:
-                write_report(table, workdir, workdir / "report.html")
-            except InputError as error:  # what draws is not installed; the table stands without it
-                print(f"No report was written: {error}", file=sys.stderr, flush=True)
+            table = write()
+            if any(run["status"] == "done" for run in table["runs"]):
+                try:
+                    write_report(table, workdir, workdir / "report.html")
+                except InputError as error:  # what draws is not installed; the table stands without it
+                    print(f"No report was written: {error}", file=sys.stderr, flush=True)
     failed = [run for run in table["runs"] if run["status"] != "done"]
     print(f"{watch.done()}; results in {workdir}", flush=True)
     for run in failed:
