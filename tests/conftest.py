@@ -80,4 +80,4 @@ def trained_run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(experiment, "load_dataset", lambda name, data_dir: dataset)
         train.train_and_evaluate(config, workdir)
-        yield workdir, config, dataset
+    return workdir, config, dataset

@@ -1,13 +1,9 @@
 """A program with eight simulated devices, for test_sharding.py: trains the same thing on few and on many.
 
-python many_devices.py OUT.npz; the number of devices must be set before jax starts, so that no test can do it itself.
+python many_devices.py OUT.npz; JAX_NUM_CPU_DEVICES and JAX_ENABLE_X64 must be set, which no test can do once jax runs.
 """
 
-import os
 import sys
-
-os.environ["JAX_NUM_CPU_DEVICES"] = "8"
-os.environ["JAX_ENABLE_X64"] = "1"
 
 import jax
 import numpy as np

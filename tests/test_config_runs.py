@@ -36,7 +36,7 @@ def test_shuffled_labels_teach_nothing(tmp_path, monkeypatch, shuffled, low, hig
         )
     monkeypatch.setattr(experiment, "load_dataset", lambda name, data_dir: dataset)
     config = quickstart.get_config()
-    config.train.epochs, config.data.limit_train = 2, 5000
+    config.train.epochs, config.data.limit_train = 2, 4500
     config.schedule.t_max = 2
     result = train.train_and_evaluate(config, tmp_path / "run")
     assert low <= result.best["test_accuracy"] <= high

@@ -208,25 +208,6 @@ def test_what_killed_writers_left_is_removed(prepared, own_cache):  # noqa: F811
     assert not (own_cache / "old.partial").exists()
 
 
-@needs_real_data
-def test_the_second_start_takes_less_than_a_second_and_no_tfds(tmp_path):
-    code = (
-        "import sys, time; from cifar_jax.data import load_dataset; start = time.perf_counter(); "
-        f"load_dataset('cifar100', {str(REAL_DATA)!r}); print(time.perf_counter() - start); "
-        "print([m for m in ('tensorflow', 'tensorflow_datasets', 'PIL') if m in sys.modules])"
-    )
-    first, second = (
-        subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120)
-        for _ in range(2)
-    )
-    assert "Decoding" in first.stdout
-    assert "tensorflow_datasets" in first.stdout
-    seconds, modules = second.stdout.splitlines()
-    assert float(seconds) < 1
-    assert modules == "[]"
-    assert first.stderr == second.stderr == ""
-
-
 def test_a_download_folder_that_cannot_be_written_is_an_input_error(own_cache):  # noqa: F811
     own_cache.parent.mkdir()
     own_cache.write_text("a file where the folder should be")

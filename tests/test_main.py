@@ -48,19 +48,21 @@ def timeless(history):
     return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in history]
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
-def test_a_stopped_run_goes_on_where_it_was(tmp_path, signum, code):
-    """Stopped in mid-epoch, started again, and at its end the same numbers as a run that nobody stopped."""
-    endless = start(*SMALL, f"--workdir={tmp_path / 'run'}", "--config.train.epochs=10000")
-    wait_for_epochs(endless, tmp_path / "run", 3)
-    sent = time.monotonic()
-    endless.send_signal(signum)
-    returned, _, err = finish(endless)
-    assert time.monotonic() - sent < 10
-    assert returned == code
-    if signum != signal.SIGKILL:
-        assert err.count("\n") == 1
-        assert "The same command goes on from there." in err
+def test_a_stopped_run_goes_on_where_it_was(tmp_path):
+    """Stopped in mid-epoch, each way in turn, and at its end the same numbers as a run that nobody stopped."""
+    for signum, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)):
+        done = len(rows(tmp_path / "run"))
+        endless = start(*SMALL, f"--workdir={tmp_path / 'run'}", "--config.train.epochs=10000")
+        wait_for_epochs(endless, tmp_path / "run", done + 2)
+        sent = time.monotonic()
+        endless.send_signal(signum)
+        returned, out, err = finish(endless)
+        assert time.monotonic() - sent < 10
+        assert returned == code
+        assert ("Resuming the run" in out) == (signum != signal.SIGINT)
+        if signum != signal.SIGKILL:
+            assert err.count("\n") == 1
+            assert "The same command goes on from there." in err
     done = len(rows(tmp_path / "run"))
     # The cosine ends with the epochs unless it is told otherwise, and this run has fewer.
     command = (*SMALL, f"--config.train.epochs={done + 1}", "--config.schedule.t_max=10000")
@@ -72,7 +74,7 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path, signum, code):
     assert timeless(rows(tmp_path / "run")) == timeless(rows(tmp_path / "whole"))
 
 
-def test_evaluate_reads_the_run_it_is_given(tmp_path):
+def test_evaluate_reads_the_run_it_is_given_and_another_config_leaves_it_alone(tmp_path):
     command = (*SMALL, "--config.train.epochs=2", f"--workdir={tmp_path / 'run'}")
     assert finish(start(*command))[0] == 0
     history = rows(tmp_path / "run")
@@ -83,6 +85,11 @@ def test_evaluate_reads_the_run_it_is_given(tmp_path):
     assert begun["hardware"]["devices"] == ["cpu"]
     assert f"newest epoch 2: test loss {history[1]['test_loss']:.4f}, test accuracy" in out
     assert "(100 images)" in out
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    code, _, err = finish(start(*command, "--config.data.name=cifar100", f"--config.data.dir={REAL_DATA}"))
+    assert code == 2
+    assert "whose run has data.name='shapes' where this one has 'cifar100'" in err
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
 
 
 @pytest.fixture(scope="module")
@@ -140,16 +147,6 @@ def test_a_refusal_takes_seconds(tmp_path):
 
 
 @pytest.mark.skipif(not REAL_DATA.is_dir(), reason=f"the real CIFAR-100 is not at {REAL_DATA}")
-def test_another_configs_run_is_not_overwritten(tmp_path):
-    command = (*SMALL, "--config.train.epochs=1", f"--workdir={tmp_path / 'run'}")
-    assert finish(start(*command))[0] == 0
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
-    code, _, err = finish(start(*command, "--config.data.name=cifar100", f"--config.data.dir={REAL_DATA}"))
-    assert code == 2
-    assert "whose run has data.name='shapes' where this one has 'cifar100'" in err
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
-
-
 def test_without_a_flag_the_default_config_runs(tmp_path):
     """Overrides of it too, which ml_collections alone would apply before reading another --config."""
     code, out, _ = finish(start("--config.data.name=shapes", "--config.data.batch_size=0", "--config.seed=1"))

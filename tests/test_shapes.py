@@ -62,7 +62,7 @@ def test_a_linear_classifier_stays_under_40_percent(shapes):
     x, y = (jnp.asarray(a) for a in shapes.train)
     scale = lambda images: images.reshape(len(images), -1).astype(jnp.float32) / 127.5 - 1  # noqa: E731
     x, x_test = scale(x), scale(jnp.asarray(shapes.test.images))
-    tx = optax.adam(1e-3)
+    tx = optax.adam(2e-3)
     weights = jnp.zeros((3072, 100))
 
     @jax.jit
@@ -72,12 +72,11 @@ def test_a_linear_classifier_stays_under_40_percent(shapes):
 
         updates, opt_state = tx.update(jax.grad(loss)(weights), opt_state)
         weights = optax.apply_updates(weights, updates)
-        accuracy = [jnp.mean(jnp.argmax(a @ weights, 1) == b) for a, b in ((x, y), (x_test, shapes.test.labels))]
-        return weights, opt_state, accuracy
+        return weights, opt_state, jnp.mean(jnp.argmax(x_test @ weights, 1) == shapes.test.labels)
 
     opt_state, best = tx.init(weights), 0.0
-    for _ in range(60):
-        weights, opt_state, (train, test) = step(weights, opt_state)
+    for _ in range(30):
+        weights, opt_state, test = step(weights, opt_state)
         best = max(best, float(test))
-    assert float(train) > 0.2  # it does learn
+    assert float(jnp.mean(jnp.argmax(x @ weights, 1) == y)) > 0.2  # it does learn
     assert 0.02 < best < 0.40

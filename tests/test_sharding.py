@@ -21,6 +21,7 @@ BOUND = 1e-10
 def start(*arguments):
     """Compiled without optimisation, which takes half the time."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    environment |= {"JAX_NUM_CPU_DEVICES": "8", "JAX_ENABLE_X64": "1"}
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
     )
