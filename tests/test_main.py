@@ -48,6 +48,7 @@ def timeless(history):
     return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in history]
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_where_it_was(tmp_path):
     """Stopped in mid-epoch, each way in turn, and at its end the same numbers as a run that nobody stopped."""
     for signum, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)):

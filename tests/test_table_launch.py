@@ -19,6 +19,7 @@ EPOCHS = 2
 # Takes the group's folder, its seeds, and what to do under some of them.
 WORKER = """
 import json, os, pathlib, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background process would ignore it
 folder, seeds, acts = pathlib.Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
 with open(folder / "began", "a") as file:
     print(json.dumps([seeds, time.time()]), file=file)
