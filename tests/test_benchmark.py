@@ -59,6 +59,7 @@ def measured(torch, tmp_path_factory):
     return code, json.loads(path.read_text())
 
 
+@pytest.mark.slow
 def test_a_record_has_what_the_tables_show(measured):
     code, record = measured
     (setting,) = record["settings"]
