@@ -16,8 +16,16 @@ MODULES = {
 # Each module may import those that stand in a row above its own.
 LAYERS = [
     {"errors", "interrupt", "progress", "provenance", "batch_norm", "losses", "transforms", "schedules", "torch_random"}
-    | {"report", "report.curves", "report.lockstep_plot", "report.record", "report.shell", "report.summaries"}
-    | {"report.speed_curves", "report.speed_table", "report.wording", "files", "table", "table.lecture"},
+    | {
+        "report",
+        "report.curves",
+        "report.lockstep_plot",
+        "report.marked",
+        "report.record",
+        "report.shell",
+        "report.summaries",
+    }
+    | {"report.speed_curves", "report.wording", "files", "table", "table.lecture"},
     {
         "table.cells",
         "layers",
@@ -29,6 +37,7 @@ LAYERS = [
         "data.dataset",
         "data.order",
         "report.ledger_page",
+        "report.speed_table",
     },
     {"table.document", "models", "state", "data", "data.cifar", "data.cache", "data.download", "data.shapes"}
     | {"report.analysis", "report.recipes"},

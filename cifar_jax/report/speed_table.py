@@ -4,11 +4,12 @@ python -m cifar_jax.report.speed_table README.md
 """
 
 import json
-import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from cifar_jax.report.marked import fill
 
 # What `python -m cifar_jax.benchmark --json` and `... suite --json` have written.
 FILES = ("benchmark_gpu.json", "benchmark_cpu.json")
@@ -43,7 +44,7 @@ def _tables(record: Mapping[str, Any], path: str) -> str:
         f"On {on} with {used} ([all figures]({path})):",
         "",
         "| network | arm | training images/s | with compilation | evaluation images/s | first step, s | 30 epochs, s "
-        "| memory, GiB | time over floor | J1 is faster by |",
+        "| memory, GiB | time over floor | J1's rate over this |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for setting in record["settings"]:
@@ -102,10 +103,7 @@ def with_speed(text: str, tables: str) -> str:
     Raises:
       ValueError: the markers are not there.
     """
-    pattern = re.compile(r"(<!-- speed:.*?-->\n).*?(<!-- end of speed -->)", re.DOTALL)
-    if not pattern.search(text):
-        raise ValueError("The text must have the markers '<!-- speed: ... -->' and '<!-- end of speed -->'.")
-    return pattern.sub(lambda markers: f"{markers[1]}\n{tables}\n\n{markers[2]}", text)
+    return fill(text, "speed", tables)
 
 
 def main(argv: list[str]) -> None:

@@ -4,12 +4,12 @@ python -m cifar_jax.table.markdown README.md    # from results/table.json beside
 """
 
 import json
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from cifar_jax.progress import duration
+from cifar_jax.report.marked import fill
 from cifar_jax.table.cells import SPREAD, best
 from cifar_jax.table.document import document
 from cifar_jax.table.lecture import EPOCHS, LECTURE
@@ -47,10 +47,7 @@ def with_results(text: str, results: str) -> str:
     Raises:
       ValueError: the markers are not there.
     """
-    pattern = re.compile(r"(<!-- results:.*?-->\n).*?(<!-- end of results -->)", re.DOTALL)
-    if not pattern.search(text):
-        raise ValueError("The text must have the markers '<!-- results: ... -->' and '<!-- end of results -->'.")
-    return pattern.sub(lambda markers: f"{markers[1]}\n{results}\n\n{markers[2]}", text)
+    return fill(text, "results", results)
 
 
 def recorded(folder: Path) -> str:
