@@ -80,7 +80,11 @@ def options_for_one_run() -> dict[str, int]:
 @functools.cache
 def _micro_kernels() -> dict[str, str]:
     """The options, where this jaxlib knows them: it refuses others, so they are tried on a small program."""
-    options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE,LIBRARY_FUSION_TYPE_DOT"}
+    options = {
+        "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE,LIBRARY_FUSION_TYPE_DOT",
+        # Before jax 0.12, this pass takes away optimization barriers so early that they keep nothing apart.
+        "xla_disable_hlo_passes": "cse_barrier_expander",
+    }
     try:
         jax.jit(lambda: 0).lower().compile(compiler_options=options)
     except jax.errors.JaxRuntimeError:

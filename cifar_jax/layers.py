@@ -40,10 +40,15 @@ def max_pool(x: Float[Array, "batch height width channels"]) -> Float[Array, "ba
     return _pool(x)[0]
 
 
-def _pool(x):
+def _windows(x):
+    """What stands at each of the four places of all windows."""
     rows, columns = x.shape[1] // 2, x.shape[2] // 2
     windows = x[:, : 2 * rows, : 2 * columns].reshape(-1, rows, 2, columns, 2, x.shape[3])
-    a, b, c, d = (windows[:, :, i, :, j] for i in (0, 1) for j in (0, 1))
+    return [windows[:, :, i, :, j] for i in (0, 1) for j in (0, 1)]
+
+
+def _pool(x):
+    a, b, c, d = _windows(x)
     upper, lower = jnp.maximum(a, b), jnp.maximum(c, d)
     # Exactly one place. Comparing with the result instead would lose gradients: compiled code may compute x twice, with
     # other roundings, and then no value equals the largest.
@@ -85,10 +90,10 @@ def norm_relu(
 ) -> tuple[Float[Array, "batch rows columns channels"], Moments]:
     """`max_pool(relu(batch_norm(x)))` of a batch in training, or without the pool, and the batch's moments.
 
-    The gradient is that of the three, worked out by hand: of x it keeps nothing but x itself, and reads x and the
-    incoming gradient twice, once for the two sums over the batch and once for the result. Left to itself, JAX asks
-    for three sums, and XLA writes the gradient between ReLU and BatchNorm out to memory. No gradient flows through
-    the moments.
+    The gradient is that of the three, worked out by hand: it reads x and the incoming gradient twice, once for the two
+    sums over the batch and once for the result; of a pool's x, the sums need the values that won only. Left to itself,
+    JAX asks for three sums, and XLA writes the gradient between ReLU and BatchNorm out to memory. No gradient flows
+    through the moments.
 
     Source: Ioffe and Szegedy, 2015 (arXiv:1502.03167), section 3, for BatchNorm's.
     """
@@ -101,27 +106,33 @@ def _norm_relu(x, scale, bias, mask, epsilon, pool):
     if not pool:
         return y, moments, None
     y, place = _pool(y)
-    return y, moments, jnp.where(y > 0, place, jnp.uint8(4))  # 4: nowhere, as ReLU stopped all four
+    a, b, c, d = _windows(x)
+    winner = jnp.where(place < 2, jnp.where(place == 0, a, b), jnp.where(place == 2, c, d))
+    return y, moments, (winner, jnp.where(y > 0, place, jnp.uint8(4)))  # 4: nowhere, as ReLU stopped all four
 
 
 def _norm_relu_forward(x, scale, bias, mask, epsilon, pool):
-    y, moments, place = _norm_relu(x, scale, bias, mask, epsilon, pool)
-    return (y, moments), (x, scale, bias, mask, moments, place)
+    y, moments, pooled = _norm_relu(x, scale, bias, mask, epsilon, pool)
+    return (y, moments), (x, scale, bias, mask, moments, pooled)
 
 
 def _norm_relu_backward(epsilon, pool, kept, grads):
-    x, scale, bias, mask, (mean, var, count), place = kept
+    x, scale, bias, mask, (mean, var, count), pooled = kept
     axes, per_channel = tuple(range(x.ndim - 1)), (1,) * (x.ndim - 1) + (-1,)
     grad = grads[0].astype(mean.dtype)
     centred = x.astype(mean.dtype) - mean.reshape(per_channel)
     inverse = 1.0 / jnp.sqrt(var + epsilon)
     factor = inverse if scale is None else inverse * scale
     if pool:
+        winner, place = pooled
+        passed = jnp.where(place < 4, grad, 0)
+        total = jnp.sum(passed, axes)
+        projection = jnp.sum(passed * (winner.astype(mean.dtype) - mean.reshape(per_channel)), axes)
         grad = _to_places(grad, place, x.shape[1:3])
     else:
         normalized = centred * factor.reshape(per_channel)
         grad = jnp.where((normalized if bias is None else normalized + bias.reshape(per_channel)) > 0, grad, 0)
-    total, projection = jnp.sum(grad, axes), jnp.sum(grad * centred, axes)
+        total, projection = jnp.sum(grad, axes), jnp.sum(grad * centred, axes)
     slope = (projection * jnp.square(inverse) / count).reshape(per_channel)
     through_moments = (total / count).reshape(per_channel) + centred * slope
     if mask is not None:
