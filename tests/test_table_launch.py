@@ -35,7 +35,8 @@ for seed in seeds:
     while act == "meet" and len(list(folder.parent.glob("*/began"))) < 2:
         time.sleep(0.01)
     if act == "diverge":
-        (folder / "failures.json").write_text(json.dumps({seed: "The loss became nan."}))
+        (folder / "failures").mkdir(exist_ok=True)
+        (folder / "failures" / f"seed{seed}.txt").write_text("The loss became nan.")
         continue
     for epoch in range(1, 3):
         (run / "checkpoints" / str(epoch)).mkdir(parents=True, exist_ok=True)

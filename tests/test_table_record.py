@@ -8,7 +8,7 @@ from conftest import ROOT
 from cifar_jax.files import read_rows, write_whole
 from cifar_jax.table.document import dumps
 from cifar_jax.table.plan import find_configs, plan
-from cifar_jax.table.record import is_done, read_table, unfinished, write_failures
+from cifar_jax.table.record import is_done, read_table, unfinished, write_failure
 
 OLD = {"commit": "a", "hardware": {"cores": 2, "devices": ["cpu"]}, "versions": {"jax": "1"}}
 NEW = {"commit": "b", "hardware": {"cores": 8, "devices": ["H200"]}, "versions": {"jax": "1"}}
@@ -34,7 +34,8 @@ def test_every_state_of_a_run(group, tmp_path):
     leave(tmp_path / "cnn6_adam/seed0", epochs=2, saved=2, starts=[("2026-01-03", OLD)])
     leave(tmp_path / "cnn6_adam/seed1", epochs=2, saved=1, starts=[("2026-01-01", OLD), ("2026-01-02", NEW)])
     leave(tmp_path / "cnn6_adam/seed2", epochs=1, saved=1, torn='{"epoch": 2, "test_acc')
-    write_failures(tmp_path / "cnn6_adam", {0: "of an earlier start", 2: "diverged"})
+    write_failure(tmp_path / "cnn6_adam", 0, "of an earlier start")
+    write_failure(tmp_path / "cnn6_adam", 2, "diverged")
     table = read_table([group], tmp_path, settings={"seeds": 4}, command="c", commit="b", date="d")
     assert [(run["status"], run["epochs_done"], run["message"], run["origin"]) for run in table["runs"]] == [
         ("done", 2, None, 1),

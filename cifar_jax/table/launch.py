@@ -13,7 +13,7 @@ from typing import BinaryIO, NamedTuple
 from cifar_jax.errors import InputError
 from cifar_jax.interrupt import Interrupted
 from cifar_jax.table.plan import Group
-from cifar_jax.table.record import read_failures, unfinished, write_failures
+from cifar_jax.table.record import forget_failures, read_failures, unfinished, write_failure
 
 # Seconds between two looks at the processes.
 _NAP = 0.2
@@ -34,7 +34,7 @@ def train_groups(
 ) -> None:
     """Trains what is not done of `groups`, in this order, `parallel` of them at a time.
 
-    Why a run failed is noted with `record.write_failures`; what a process says is added to its folder's `log.txt`. A
+    Why a run failed is noted with `record.write_failure`; what a process says is added to its folder's `log.txt`. A
     process that crashed is taken to have failed at its first run that is not done, and the others are tried again.
 
     Args:
@@ -49,7 +49,8 @@ def train_groups(
     """
     waiting = collections.deque((group, seeds) for group in groups if (seeds := unfinished(group, workdir)))
     for group, _ in waiting:
-        write_failures(workdir / group.folder, {})
+        (workdir / group.folder).mkdir(parents=True, exist_ok=True)
+        forget_failures(workdir / group.folder)
     active, ended = [], 0
     try:
         while waiting or active:
@@ -110,7 +111,7 @@ def _note_end(worker: _Worker, workdir: Path) -> tuple[str, list[int]]:
     left = [seed for seed in worker.seeds if seed in open_seeds and seed not in failures]
     if left:
         note = f"{why} (exit code {code}; see {worker.group.folder / 'log.txt'})"
-        write_failures(folder, failures | {left[0]: note})
+        write_failure(folder, left[0], note)
     return why, left[1:]
 
 

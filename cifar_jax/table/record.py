@@ -3,7 +3,6 @@
 The folders are all that a table is made from, so that it does not matter how often its command was stopped.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,19 +27,20 @@ def unfinished(group: Group, workdir: Path) -> list[int]:
 
 def read_failures(folder: Path) -> dict[int, str]:
     """Why runs of the group in `folder` failed, by seed, at the last start of each."""
-    try:
-        return {int(seed): why for seed, why in json.loads((folder / "failures.json").read_text()).items()}
-    except FileNotFoundError:
-        return {}
+    paths = (folder / "failures").glob("seed*.txt")
+    return {int(path.stem.removeprefix("seed")): path.read_text().strip() for path in paths}
 
 
-def write_failures(folder: Path, failures: dict[int, str]) -> None:
-    """Notes why runs of the group in `folder` failed; `{}` takes back what was noted."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if failures:
-        write_whole(folder / "failures.json", json.dumps(failures, indent=1) + "\n")
-    else:
-        (folder / "failures.json").unlink(missing_ok=True)
+def write_failure(folder: Path, seed: int, why: str) -> None:
+    """Notes why this run of the group in `folder` failed; a file for each, as several processes may do so at once."""
+    (folder / "failures").mkdir(parents=True, exist_ok=True)
+    write_whole(folder / "failures" / f"seed{seed}.txt", why + "\n")
+
+
+def forget_failures(folder: Path) -> None:
+    """Takes back what was noted of the group in `folder`."""
+    for path in (folder / "failures").glob("seed*.txt"):
+        path.unlink()
 
 
 def read_table(groups: Sequence[Group], workdir: Path, *, settings: dict, **written: str | None) -> dict:

@@ -3,7 +3,7 @@
     python -m cifar_jax.table.worker --config=configs/cnn6_adam.py --seeds=0,1 --workdir=runs/table/cnn6_adam
 
 This is the process that `python -m cifar_jax.table` starts for each group of runs. A run that diverges is noted in
-WORKDIR/failures.json, and the others go on. Exit codes are those of main.py: 1 where a run diverged.
+WORKDIR/failures, and the others go on. Exit codes are those of main.py: 1 where a run diverged.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from pathlib import Path
 from cifar_jax.command_line import parse
 from cifar_jax.errors import DivergedError, InputError
 from cifar_jax.interrupt import Interrupted, interruptible
-from cifar_jax.table.record import read_failures, write_failures
+from cifar_jax.table.record import write_failure
 from cifar_jax.train import train_seeds
 
 
@@ -59,8 +59,8 @@ def main(argv: list[str]) -> int:
         os._exit(128 + interrupted.signum)  # as main.py: not before the steps that are under way
     diverged = {seed: str(result) for seed, result in results.items() if isinstance(result, DivergedError)}
     for seed, why in diverged.items():
+        write_failure(folder, seed, why)
         print(f"Error: seed {seed}: {why}", file=sys.stderr)
-    write_failures(folder, read_failures(folder) | diverged)
     return 1 if diverged else 0
 
 
