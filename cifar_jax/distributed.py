@@ -115,6 +115,9 @@ class Store(Protocol):
     def key_value_dir_get(self, key: str) -> list[tuple[str, str]]:
         """All keys that begin like this, with their texts."""
 
+    def key_value_increment(self, key: str, increment: int) -> int:
+        """Adds to a number, 0 at first, and gives the sum; no two processes get the same."""
+
 
 @contextlib.contextmanager
 def joined(place: Place | None, interrupt: Interrupt, *, seconds: int = _SECONDS_TO_START) -> "Iterator[Job | None]":
@@ -150,6 +153,7 @@ def joined(place: Place | None, interrupt: Interrupt, *, seconds: int = _SECONDS
         job.leave(error)
         raise
     job.close()
+    interrupt.ask = None
 
 
 class Job:
@@ -217,7 +221,28 @@ class Job:
             self._store.key_value_set("verdict/all", text, allow_overwrite=True)
             time.sleep(2 * self._beat)
 
+    # Work that is shared out
+
+    def next_turn(self) -> int:
+        """0, 1, 2, ...: each number goes to one process, whichever asks next."""
+        return self._store.key_value_increment("turn", 1) - 1
+
+    def wait_for_others(self, meanwhile: Callable[[], None]) -> None:
+        """Waits until all processes are here; calls `meanwhile` again and again, and raises as `check_stop`."""
+        self._store.key_value_set(f"here/{self.process_id}", "")
+
+        def look():
+            self.check_stop()
+            meanwhile()
+
+        self._wait_for_all("here/", look)
+
     # Stopping
+
+    def check_stop(self) -> None:
+        """Raises Interrupted if any process was asked to stop: for processes that compute nothing together."""
+        if self._signum is not None:
+            raise Interrupted(self._signum)
 
     def ask_to_stop(self, signum: int) -> None:
         """Asks all processes to stop at their next common point; safe in a signal handler."""
@@ -312,9 +337,10 @@ class Job:
                 return [(key, text)]
         return []
 
-    def _wait_for_all(self, folder: str) -> dict[int, str]:
+    def _wait_for_all(self, folder: str, meanwhile: Callable[[], None] = lambda: None) -> dict[int, str]:
         while len(texts := dict(self._store.key_value_dir_get(folder))) < self.processes:
             time.sleep(0.05)
+            meanwhile()
         return {int(key.rsplit("/", 1)[1]): text for key, text in texts.items()}
 
 

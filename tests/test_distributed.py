@@ -88,6 +88,11 @@ class Memory:
                 raise RuntimeError("UNAVAILABLE")
             return [(name, text) for name, text in sorted(self.texts.items()) if name.startswith(key)]
 
+    def key_value_increment(self, key, increment):
+        with self.lock:
+            self.texts[key] = str(int(self.texts.get(key, "0")) + increment)
+            return int(self.texts[key])
+
 
 def together(count, work, **options):
     """`work(job)` for each of so many jobs, each in a thread; what each returned or raised, and how jobs were ended."""
@@ -165,6 +170,49 @@ def test_all_stop_at_the_same_step(asker):
     assert results[0][1] == signal.SIGTERM
     assert 20 <= results[0][0] < 1000
     assert not ends
+
+
+def test_every_turn_is_one_process_s():
+    def work(job):
+        turns = []
+        while (turn := job.next_turn()) < 50:
+            turns.append(turn)
+            time.sleep(0.001)
+        return turns
+
+    results, _ = together(3, work)
+    assert sorted(turn for turns in results for turn in turns) == list(range(50))
+    assert all(results), "each had some"
+
+
+@pytest.mark.parametrize("waiting", [True, False])
+def test_who_shares_work_only_stops_when_anyone_is_asked(waiting):
+    def work(job):
+        if job.process_id == 2:
+            time.sleep(0.1)
+            job.ask_to_stop(signal.SIGTERM)
+        if waiting and job.process_id != 2:
+            job.wait_for_others(lambda: None)
+        for _ in range(1000):
+            job.check_stop()
+            time.sleep(0.01)
+
+    results, _ = together(3, work)
+    assert [(type(result), result.signum) for result in results] == [(Interrupted, signal.SIGTERM)] * 3
+
+
+def test_who_is_done_waits_for_the_others():
+    looks, ends = [], []
+
+    def work(job):
+        time.sleep(0.2 * job.process_id)
+        ends.append(job.process_id)
+        job.wait_for_others(lambda: looks.append(job.process_id))
+        return list(ends)
+
+    results, _ = together(2, work)
+    assert results == [[0, 1], [0, 1]]
+    assert 0 in looks
 
 
 def test_who_shows_no_life_is_named():

@@ -12,7 +12,7 @@ from cifar_jax.errors import InputError
 from cifar_jax.interrupt import Interrupted
 from cifar_jax.table import launch
 from cifar_jax.table.plan import find_configs, plan
-from cifar_jax.table.record import read_failures, read_table, unfinished
+from cifar_jax.table.record import forget_failures, read_failures, read_table, unfinished
 from cifar_jax.table.watch import Watch
 
 EPOCHS = 2
@@ -82,8 +82,11 @@ def acts(monkeypatch):
     return acts
 
 
-def train(groups, workdir, *, parallel=1, look=lambda: None, check_stop=lambda: None):
-    launch.train_groups(groups, workdir, parallel=parallel, look=look, check_stop=check_stop)
+def train(groups, workdir, *, parallel=1, look=lambda: None, check_stop=lambda: None, **options):
+    work = [(group, seeds) for group in groups if (seeds := unfinished(group, workdir))]
+    for group in groups:
+        forget_failures(workdir / group.folder)
+    launch.train_groups(work, workdir, parallel=parallel, look=look, check_stop=check_stop, **options)
 
 
 def began(folder):
@@ -166,6 +169,17 @@ def test_side_by_side(groups, acts, tmp_path):
 
     train(groups, tmp_path, parallel=2, check_stop=check_stop)
     assert set(statuses(groups, tmp_path).values()) == {"done"}
+
+
+@pytest.mark.parametrize(
+    ("visible", "device", "expected"),
+    [(None, 1, "1"), ("4,5,6,7", 1, "5"), ("4,5", None, "4,5"), (None, None, None), ("7", 0, "7")],
+)
+def test_which_gpu_a_process_may_use(monkeypatch, visible, device, expected):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert launch._environment(1, device).get("CUDA_VISIBLE_DEVICES") == expected
 
 
 def test_a_stop_reaches_the_processes_and_is_no_failure(groups, acts, tmp_path):

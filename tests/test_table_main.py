@@ -8,9 +8,11 @@ import time
 
 import pytest
 from conftest import ROOT
+from test_distributed import finish, free_port, start
 from test_table_launch import acts, began  # noqa: F401 (a fixture)
 from test_train import timeless
 
+from cifar_jax.distributed import LOST
 from cifar_jax.errors import InputError
 from cifar_jax.table import __main__ as command
 from cifar_jax.table.plan import find_configs, plan
@@ -107,11 +109,11 @@ TINY = (
 )  # fmt: skip
 # The command without its report, which takes longer than these runs. Until then it must leave devices to its workers.
 RUN = """
-import sys
+import runpy
 from jax._src import xla_bridge
-from cifar_jax.table import __main__ as command
-command.write_report = lambda *arguments: print("Device in use:", xla_bridge.backends_are_initialized())
-sys.exit(command.main(sys.argv[1:]))
+from cifar_jax.report import write
+write.write_report = lambda *arguments: print("Device in use:", xla_bridge.backends_are_initialized())
+runpy.run_module("cifar_jax.table", run_name="__main__")
 """
 
 
@@ -148,3 +150,80 @@ def test_killed_and_called_again_it_trains_what_main_py_would(tmp_path):
     assert set(table["cells"]["cnn6_cosine"]["rules"]) == {"torch", "flax", "lecture"}
     starts = [len((runs / f"seed{seed}" / "starts.jsonl").read_text().splitlines()) for seed in range(2)]
     assert starts == [1, 2], "what was done was left alone"
+
+
+def start_table_job(workdir, processes, **places):
+    """The table as a job: by default all of its processes, which get `workdir`, or what `places` says of one."""
+    port = free_port()
+    flags = (f"--coordinator=localhost:{port}", f"--processes={processes}")
+    return [
+        start("-c", RUN, *TINY, "--seeds=3", *flags, f"--process_id={i}", f"--workdir={places.get(f'p{i}', workdir)}")
+        for i in range(processes)
+    ]
+
+
+def rows_of(runs, seed):
+    path = runs / f"seed{seed}" / "metrics.jsonl"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+@pytest.mark.slow
+def test_a_job_shares_the_runs_out_and_takes_up_what_a_lost_process_left(tmp_path):
+    """Real training: three processes, one of which is killed; then two; then two that have nothing left to do."""
+    runs = tmp_path / "cnn6_cosine"
+    job = start_table_job(tmp_path, 3)
+    end = time.monotonic() + 200
+    while not all(rows_of(runs, seed) for seed in range(3)):
+        assert time.monotonic() < end
+        assert all(process.poll() is None for process in job), [finish(process) for process in job]
+        time.sleep(0.02)
+    logs = [runs / f"log{i}.txt" for i in range(3)]
+    assert all("Seed" not in log.read_text() for log in logs), "each has one run"
+    job[2].kill()
+    killed = time.monotonic()
+    ended = [finish(process) for process in job]
+    assert time.monotonic() - killed < 60
+    assert [code for code, _, _ in ended[:2]] == [LOST, LOST], ended
+    assert "Error: Process 2 of 3 was lost" in ended[0][2]
+    time.sleep(1)  # their workers end with them
+    starts = [len((runs / f"seed{seed}" / "starts.jsonl").read_text().splitlines()) for seed in range(3)]
+    done = {seed for seed in range(3) if (runs / f"seed{seed}/checkpoints/3").exists()}
+    assert len(done) < 3
+
+    ended = [finish(process) for process in start_table_job(tmp_path, 2)]
+    assert [code for code, _, _ in ended] == [0, 0], ended
+    assert f"{len(done)} of 3 runs are done\n" in ended[0][1]
+    assert f"3 of 3 runs are done; results in {tmp_path}\nDevice in use: False\n" in ended[0][1]
+    assert ended[1][1] == ""
+    for seed in range(3):
+        again = len((runs / f"seed{seed}" / "starts.jsonl").read_text().splitlines()) - starts[seed]
+        assert again == (seed not in done), "only what was not done is started again"
+        assert [json.loads(row)["epoch"] for row in rows_of(runs, seed)] == [1, 2, 3]
+    table = json.loads((tmp_path / "table.json").read_text())
+    assert [run["status"] for run in table["runs"]] == ["done"] * 3
+    assert table["cells"]["cnn6_cosine"]["runs"] == 3
+
+
+@pytest.mark.slow
+def test_a_job_whose_processes_see_different_folders_is_refused(tmp_path):
+    job = start_table_job(tmp_path / "here", 2, p1=tmp_path / "there")
+    ended = [finish(process) for process in job]
+    assert [code for code, _, _ in ended] == [2, 2]
+    for _, _, err in ended:
+        assert "--workdir must be a folder that all processes of a job see" in err
+    assert not (tmp_path / "here" / "cnn6_cosine").exists()
+
+
+@pytest.mark.slow
+def test_a_stop_of_one_process_stops_the_whole_job(tmp_path):
+    runs = tmp_path / "cnn6_cosine"
+    job = start_table_job(tmp_path, 2)
+    end = time.monotonic() + 200
+    while sum(bool(rows_of(runs, seed)) for seed in range(3)) < 2:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    job[1].terminate()
+    ended = [finish(process) for process in job]
+    assert [code for code, _, _ in ended] == [143, 143], ended
+    assert "The same command goes on from there." in ended[0][2]
+    assert (tmp_path / "table.json").exists()

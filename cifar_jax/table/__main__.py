@@ -7,8 +7,11 @@ WORKDIR/CONFIG/seedN is the run of one config and seed, as main.py would leave i
 companion, for which M training images are held out to choose the epoch by. After every run that is done
 WORKDIR/table.json (see `cifar_jax.table.document`) and table.md are written anew, and at the end the report.
 
+The processes of a job, started as main.py's are, share the runs out: each takes the next one whenever it is free.
+What a lost process was at is taken up by the next call, of however many processes.
+
 Exit codes: 0 all runs are done, 1 some failed (they are listed, and tried again by the next call), 2 wrong input,
-130 Ctrl-C, 143 SIGTERM.
+3 another process of the job was lost, 130 Ctrl-C, 143 SIGTERM.
 """
 
 import argparse
@@ -19,6 +22,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from cifar_jax.distributed import Job, find_place, joined
 from cifar_jax.errors import InputError
 from cifar_jax.files import write_whole
 from cifar_jax.interrupt import Interrupted, interruptible
@@ -28,7 +32,7 @@ from cifar_jax.table.document import dumps
 from cifar_jax.table.launch import train_groups
 from cifar_jax.table.markdown import markdown
 from cifar_jax.table.plan import Group, check, find_configs, plan
-from cifar_jax.table.record import read_table
+from cifar_jax.table.record import forget_failures, read_table, unfinished
 from cifar_jax.table.watch import Watch
 
 # Flags that stand for a key of the config.
@@ -54,6 +58,8 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--workdir", default="runs/table", type=Path, metavar="DIR", help="for all runs (runs/table)")
     parser.add_argument("--holdout", metavar="M", help="training images that companions hold out (5000); 0 for none")
     parser.add_argument("--parallel", default="1", metavar="N", help="configs to train side by side (1)")
+    for flag in ("coordinator", "processes", "process_id"):
+        parser.add_argument(f"--{flag}", metavar="VALUE", help="of a job of many processes, as of main.py")
     for flag, key in _KEYS.items():
         parser.add_argument(f"--{flag}", metavar="VALUE", help=f"the same as --config.{key}=VALUE")
     arguments, rest = parser.parse_known_args(argv)
@@ -100,6 +106,35 @@ def _only_command(workdir: Path) -> Iterator[None]:
         yield
 
 
+def _agree_on_work(
+    groups: Sequence[Group], workdir: Path, settings: dict, lock: contextlib.ExitStack, job: Job | None
+) -> list[tuple[Group, list[int]]]:
+    """The groups with their runs that are not done, found right, and the same in all processes of a job.
+
+    The first process holds the folder's lock until `lock` is closed.
+    """
+    together = contextlib.nullcontext if job is None else job.agreement
+    work = [(group, seeds) for group in groups if (seeds := unfinished(group, workdir))]
+    left = [str(group.run_folder(seed)) for group, seeds in work for seed in seeds]
+    with together({"The table's settings": settings, "The runs left to do in --workdir": left}):
+        check(groups, workdir)
+        if job is None or job.process_id == 0:
+            lock.enter_context(_only_command(workdir))
+            for group, _ in work:
+                forget_failures(workdir / group.folder)
+    with together():
+        if not (workdir / "lock").exists():
+            raise InputError(f"--workdir must be a folder that all processes of a job see, got {str(workdir)!r}.")
+    return work
+
+
+def _in_turn(work: Sequence[tuple[Group, Sequence[int]]], job: Job) -> Iterator[tuple[Group, Sequence[int]]]:
+    """The runs that this process of a job takes: one by one, so that all have something to do up to the end."""
+    runs = [(group, [seed]) for group, seeds in work for seed in seeds]
+    while (turn := job.next_turn()) < len(runs):
+        yield runs[turn]
+
+
 def main(argv: list[str]) -> int:
     """Trains and writes what the arguments say; gives the exit code.
 
@@ -109,6 +144,8 @@ def main(argv: list[str]) -> int:
     """
     arguments, overrides = _parse(argv)
     workdir, flags = arguments.workdir, vars(arguments)
+    place = find_place(arguments.coordinator, arguments.processes, arguments.process_id)
+    first = place is None or place.process_id == 0
     named = [f"--config.{key}={flags[flag]}" for flag, key in _KEYS.items() if flags[flag] is not None]
     groups = plan(
         find_configs(arguments.configs), [*named, *overrides], seeds=arguments.seeds, holdout=arguments.holdout
@@ -119,17 +156,24 @@ def main(argv: list[str]) -> int:
     def write() -> dict:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         table = read_table(groups, workdir, settings=settings, date=now, **origin)
-        write_whole(workdir / "table.json", dumps(table))
-        write_whole(workdir / "table.md", markdown(table) + "\n")
+        if first:
+            write_whole(workdir / "table.json", dumps(table))
+            write_whole(workdir / "table.md", markdown(table) + "\n")
         return table
 
-    with interruptible() as interrupt:
-        check(groups, workdir)
-        with _only_command(workdir):
+    with interruptible() as interrupt, contextlib.ExitStack() as lock:
+        with joined(place, interrupt) as job:
+            work = _agree_on_work(groups, workdir, settings, lock, job)
             watch = Watch(groups, workdir, on_done=write)
             print(f"{watch.done()}", flush=True)
             try:
-                train_groups(groups, workdir, parallel=arguments.parallel, look=watch.look, check_stop=interrupt.check)
+                train_groups(
+                    work if job is None else _in_turn(work, job), workdir, parallel=arguments.parallel, look=watch.look,
+                    check_stop=interrupt.check if job is None else job.check_stop,
+                    log="log.txt" if job is None else f"log{job.process_id}.txt", device=place and place.device,
+                )  # fmt: skip
+                if job is not None:
+                    job.wait_for_others(watch.look)
             except Interrupted as interrupted:
                 watch.look()
                 write()
@@ -137,14 +181,15 @@ def main(argv: list[str]) -> int:
                     interrupted.signum, f"Stopped; {watch.done()} in {workdir}. The same command goes on from there."
                 ) from None
             table = write()
-            if any(run["status"] == "done" for run in table["runs"]):
-                try:
-                    write_report(table, workdir, workdir / "report.html")
-                except InputError as error:  # what draws is not installed; the table stands without it
-                    print(f"No report was written: {error}", file=sys.stderr, flush=True)
+            print(f"{watch.done()}; results in {workdir}", flush=True)
+        # Not within the job, whose processes JAX would want to join their devices.
+        if first and any(run["status"] == "done" for run in table["runs"]):
+            try:
+                write_report(table, workdir, workdir / "report.html")
+            except InputError as error:  # what draws is not installed; the table stands without it
+                print(f"No report was written: {error}", file=sys.stderr, flush=True)
     failed = [run for run in table["runs"] if run["status"] != "done"]
-    print(f"{watch.done()}; results in {workdir}", flush=True)
-    for run in failed:
+    for run in failed if first else ():
         print(f"Failed: {run['folder']} after epoch {run['epochs_done']}: {run['message']}", file=sys.stderr)
     return 1 if failed else 0
 

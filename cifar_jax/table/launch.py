@@ -6,14 +6,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from cifar_jax.errors import InputError
 from cifar_jax.interrupt import Interrupted
 from cifar_jax.table.plan import Group
-from cifar_jax.table.record import forget_failures, read_failures, unfinished, write_failure
+from cifar_jax.table.record import read_failures, unfinished, write_failure
 
 # Seconds between two looks at the processes.
 _NAP = 0.2
@@ -30,32 +30,40 @@ class _Worker(NamedTuple):
 
 
 def train_groups(
-    groups: Sequence[Group], workdir: Path, *, parallel: int, look: Callable[[], None], check_stop: Callable[[], None]
+    work: Iterable[tuple[Group, Sequence[int]]],
+    workdir: Path,
+    *,
+    parallel: int,
+    look: Callable[[], None],
+    check_stop: Callable[[], None],
+    log: str = "log.txt",
+    device: int | None = None,
 ) -> None:
-    """Trains what is not done of `groups`, in this order, `parallel` of them at a time.
+    """Trains groups' runs under the seeds that `work` gives, in its order, `parallel` processes at a time.
 
-    Why a run failed is noted with `record.write_failure`; what a process says is added to its folder's `log.txt`. A
-    process that crashed is taken to have failed at its first run that is not done, and the others are tried again.
+    Why a run failed is noted with `record.write_failure`; what a process says is added to a file in its group's folder.
+    A process that crashed is taken to have failed at its first run that is not done, and the others are tried again.
 
     Args:
-      groups: as `plan.plan` makes them.
+      work: is asked for more whenever a process may start.
       workdir: the table's folder.
       parallel: processes at a time.
       look: called a few times a second, and after the end of each process.
       check_stop: likewise; may raise to stop everything in good order.
+      log: the file's name.
+      device: which of the machine's GPUs they may use; None for all that this process may.
 
     Raises:
       InputError: the first process to end was refused what it needs, such as a device, and nothing was trained.
     """
-    waiting = collections.deque((group, seeds) for group in groups if (seeds := unfinished(group, workdir)))
-    for group, _ in waiting:
-        (workdir / group.folder).mkdir(parents=True, exist_ok=True)
-        forget_failures(workdir / group.folder)
-    active, ended = [], 0
+    environment = _environment(parallel, device)
+    work, again, active, ended = iter(work), collections.deque(), [], 0
     try:
-        while waiting or active:
-            while waiting and len(active) < parallel:
-                active.append(_start(*waiting.popleft(), workdir, parallel))
+        while True:
+            while len(active) < parallel and (piece := again.popleft() if again else next(work, None)):
+                active.append(_start(*piece, workdir, log, environment))
+            if not active:
+                return
             time.sleep(_NAP)
             check_stop()
             for worker in [worker for worker in active if worker.process.poll() is not None]:
@@ -65,7 +73,7 @@ def train_groups(
                     raise InputError(why)
                 ended += 1
                 if left:
-                    waiting.appendleft((worker.group, left))
+                    again.append((worker.group, left))
             look()
     except Interrupted as interrupted:
         _stop(active, interrupted.signum)
@@ -83,13 +91,21 @@ def worker_command(group: Group, seeds: Sequence[int], folder: Path) -> list[str
     ]  # fmt: skip
 
 
-def _start(group: Group, seeds: list[int], workdir: Path, parallel: int) -> _Worker:
-    folder = workdir / group.folder
+def _environment(parallel: int, device: int | None) -> dict[str, str]:
     environment = dict(os.environ)
     if parallel > 1:
         # Each JAX process would take three quarters of a GPU's memory.
         environment.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.9 / parallel:.2f}")
-    log = open(folder / "log.txt", "ab")  # noqa: SIM115 (until the process has ended)
+    if device is not None:
+        visible = environment.get("CUDA_VISIBLE_DEVICES")
+        environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[device] if visible else str(device)
+    return environment
+
+
+def _start(group: Group, seeds: Sequence[int], workdir: Path, log_name: str, environment: dict[str, str]) -> _Worker:
+    folder = workdir / group.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    log = open(folder / log_name, "ab")  # noqa: SIM115 (until the process has ended)
     log_start = log.seek(0, os.SEEK_END)
     # A session of its own: Ctrl-C reaches this process alone, which passes it on.
     process = subprocess.Popen(
@@ -103,14 +119,14 @@ def _note_end(worker: _Worker, workdir: Path) -> tuple[str, list[int]]:
     """Closes the log, and notes a crash; gives the process's last words and the seeds to try again."""
     worker.log.close()
     folder, code = workdir / worker.group.folder, worker.process.returncode
-    with open(folder / "log.txt", "rb") as log:
+    with open(worker.log.name, "rb") as log:
         log.seek(worker.log_start)
         lines = log.read().decode(errors="replace").strip().splitlines()
     why = lines[-1].removeprefix("Error: ") if lines and code >= 0 else f"Ended by {_signal_name(-code)}"
     failures, open_seeds = read_failures(folder), unfinished(worker.group, workdir)
     left = [seed for seed in worker.seeds if seed in open_seeds and seed not in failures]
     if left:
-        note = f"{why} (exit code {code}; see {worker.group.folder / 'log.txt'})"
+        note = f"{why} (exit code {code}; see {Path(worker.log.name).relative_to(workdir)})"
         write_failure(folder, left[0], note)
     return why, left[1:]
 
