@@ -410,7 +410,8 @@ def test_a_coordinator_that_does_not_answer_ends_in_bounded_time():
     assert "where no process answers" in err
 
 
-# Two runs by one pair of processes: an epoch as one call, as on accelerators, and images in host memory.
+# Three runs by one pair of processes: an epoch as one call, as on accelerators; images in host memory; statistics of
+# each device's own images. One process has a device for the first two, and two for the last.
 RUNS = """
 import sys
 from pathlib import Path
@@ -420,9 +421,13 @@ from cifar_jax.interrupt import Interrupt
 from configs.quickstart import get_config
 
 def run(folder, job=None):
-    for name, whole, placement in (("whole", True, "device"), ("host", False, "host")):
+    for name, whole, placement in (("whole", True, "device"), ("host", False, "host"), ("replicas", False, "device")):
         config = get_config()
         config.dtype, config.data.placement, config.data.batch_size = "float64", placement, 33
+        if name == "replicas":
+            config.norm.sync, config.sharding.data = "per_replica", 2
+        elif job is None:
+            config.sharding.data = 1
         config.data.limit_train, config.data.limit_test = 100, 51
         config.model.stages, config.train.epochs = ((4, 4), (4, 4), (4, 4)), 2
         cifar_jax.train.train_and_evaluate(config, Path(folder) / name, job=job, whole_epochs=whole)
@@ -440,12 +445,14 @@ def test_two_processes_give_the_numbers_of_one(tmp_path):
     """1e-10: two programs may add in another order."""
     address = f"127.0.0.1:{free_port()}"
     processes = [start("-c", RUNS, tmp_path / "two", address, i) for i in range(2)]
-    processes.append(start("-c", RUNS, tmp_path / "one"))
+    processes.append(start("-c", RUNS, tmp_path / "one", JAX_NUM_CPU_DEVICES="2"))
     for process in processes:
         code, _, err = finish(process)
         assert code == 0, err
-    for name in ("whole", "host"):
+    for name in ("whole", "host", "replicas"):
         for row, expected in zip(*(rows(tmp_path / folder / name) for folder in ("two", "one")), strict=True):
             for key in ("train_loss", "train_accuracy", "test_loss", "test_accuracy"):
                 assert row[key] == pytest.approx(expected[key], rel=0, abs=1e-10), (name, key)
         assert checkpoints(tmp_path / "two" / name)[-1] == 2
+    losses = [rows(tmp_path / "two" / name)[0]["train_loss"] for name in ("whole", "replicas")]
+    assert abs(losses[0] - losses[1]) > 1e-3, "statistics of half a batch are others"
