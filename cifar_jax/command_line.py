@@ -1,10 +1,20 @@
-"""The config flags of main.py for a command with arguments of its own."""
+"""The config flags of main.py for a command with arguments of its own, and help on such commands."""
+
+from collections.abc import Sequence
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from cifar_jax.config import explain_flag_error
 from cifar_jax.errors import InputError
+
+
+def help_wanted(argv: Sequence[str], text: str | None) -> bool:
+    """Whether the arguments ask for help; prints it if so, a module's docstring."""
+    wanted = bool({"-h", "--help"} & set(argv))
+    if wanted:
+        print(text)
+    return wanted
 
 
 def parse(argv: list[str], *, takes: int = 0) -> tuple[list[str], ConfigDict | None]:

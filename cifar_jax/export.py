@@ -31,6 +31,7 @@ import numpy as np
 from absl import flags, logging
 from jaxtyping import UInt8
 
+from cifar_jax.command_line import help_wanted
 from cifar_jax.data import load_dataset
 from cifar_jax.data.cache import cache_folder
 from cifar_jax.errors import InputError
@@ -65,6 +66,8 @@ def main(argv: list[str]) -> int:
     Raises:
       InputError: something in the arguments, the run or the pictures cannot be used; nothing was written.
     """
+    if help_wanted(argv, __doc__):
+        return 0
     workdir, out, pictures = _parse(argv)
     check_out(out)
     trained = load_trained(workdir)

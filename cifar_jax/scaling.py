@@ -20,8 +20,10 @@ import numpy as np
 
 from cifar_jax import steps
 from cifar_jax.batch_norm import torch_rule
+from cifar_jax.command_line import help_wanted
 from cifar_jax.data.shapes import make_shapes
 from cifar_jax.devices import compiler_options
+from cifar_jax.errors import InputError
 from cifar_jax.models import NETWORKS, create_model
 from cifar_jax.optimizers import sgd
 from cifar_jax.provenance import provenance
@@ -215,9 +217,15 @@ def table(record: dict) -> str:
 
 
 def main(argv: list[str]) -> None:
-    """Writes the figures to `argv[1]`, and prints the README's table."""
-    if len(argv) != 2:
-        sys.exit("usage: python -m cifar_jax.scaling OUT.json")
+    """Writes the figures to the file that `argv` names, and prints the README's table.
+
+    Raises:
+      InputError: it names no such file.
+    """
+    if help_wanted(argv, __doc__):
+        return
+    if len(argv) != 1 or argv[0].startswith("-") or not Path(argv[0]).absolute().parent.is_dir():
+        raise InputError(f"OUT.json must be a file in a folder that exists, got {' '.join(argv)!r}.")
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 8)
     record = {
@@ -236,9 +244,13 @@ def main(argv: list[str]) -> None:
             sync: {str(devices): measure(devices, sync) for devices in (1, 2, 4, 8)} for sync in SYNCS
         },
     }
-    Path(argv[1]).write_text(json.dumps(record, indent=1) + "\n")
+    Path(argv[0]).write_text(json.dumps(record, indent=1) + "\n")
     print(table(record), end="")
 
 
 if __name__ == "__main__":
-    main(sys.argv)
+    try:
+        main(sys.argv[1:])
+    except InputError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(2)

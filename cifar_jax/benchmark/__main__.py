@@ -6,6 +6,7 @@ Each command is a module with `main(argv) -> int`, where argv holds what follows
 import importlib
 import sys
 
+from cifar_jax.command_line import help_wanted
 from cifar_jax.errors import InputError
 
 _COMMANDS = {
@@ -21,7 +22,8 @@ def main(argv: list[str]) -> int:
     try:
         if name not in _COMMANDS:
             raise InputError(f"The command must be one of {', '.join(_COMMANDS)}, got {name!r}.")
-        return importlib.import_module(_COMMANDS[name]).main(rest)
+        command = importlib.import_module(_COMMANDS[name])
+        return 0 if help_wanted(rest, command.__doc__) else command.main(rest)
     except InputError as error:
         print(f"Error: {error}", file=sys.stderr)
     return 2

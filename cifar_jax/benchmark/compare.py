@@ -1,4 +1,4 @@
-"""Measures all arms side by side.
+"""Measures all arms side by side; the commands `curves` and `suite` have a --help of their own.
 
     python -m cifar_jax.benchmark [--arms=P0,P1,P1L,P2,J0,J1] [--model=cnn10] [--size=64] [--batch=100]
         [--dtype=bfloat16] [--epochs=3] [--repeats=2] [--images=1000] [--data_dir=FOLDER] [--json=FILE]
