@@ -31,7 +31,7 @@ import numpy as np
 from absl import flags, logging
 from jaxtyping import UInt8
 
-from cifar_jax.command_line import help_wanted
+from cifar_jax.command_line import exit_code, help_wanted
 from cifar_jax.data import load_dataset
 from cifar_jax.data.cache import cache_folder
 from cifar_jax.errors import InputError
@@ -221,8 +221,4 @@ def write(out: Path, artifact: bytes, beside: dict) -> None:
 
 if __name__ == "__main__":
     logging.set_verbosity(logging.ERROR)  # Orbax warns of a checkpoint that is only read
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except InputError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(exit_code(main, sys.argv[1:]))

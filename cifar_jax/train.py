@@ -71,8 +71,8 @@ def train_seeds(
     """Trains `config` under each seed in its folder, one after another, through one compilation.
 
     Each is the run that `train_and_evaluate` makes of that seed alone, and its folder is that run's. One after another,
-    because side by side, under `vmap`, the convolutions become grouped ones (jax#13800): a step of 2 or 4 seeds took 1.1
-    to 2.2 times as long as their steps one by one, at three widths on two CPU cores.
+    because side by side, under `vmap`, the convolutions become grouped ones (jax#13800): a step of 2 or 4 seeds took
+    1.1 to 2.2 times as long as their steps one by one, at three widths on two CPU cores.
 
     Args:
       config: every key of `configs/default.py`; `seed` and `train.seeds` do not matter.

@@ -9,6 +9,7 @@ import json
 import sys
 from pathlib import Path
 
+from cifar_jax.command_line import exit_code
 from cifar_jax.errors import InputError
 from cifar_jax.report.write import require_libraries, write_report
 
@@ -55,8 +56,4 @@ def _read(path: Path) -> dict:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except InputError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(exit_code(main, sys.argv[1:]))

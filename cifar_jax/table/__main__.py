@@ -22,6 +22,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from cifar_jax.command_line import exit_code
 from cifar_jax.distributed import Job, find_place, joined
 from cifar_jax.errors import InputError
 from cifar_jax.files import write_whole
@@ -114,17 +115,19 @@ def _agree_on_work(
     The first process holds the folder's lock until `lock` is closed.
     """
     together = contextlib.nullcontext if job is None else job.agreement
+    first = job is None or job.process_id == 0
+    with together({"The table's settings": settings}):
+        check(groups, workdir)
+        if first:
+            lock.enter_context(_only_command(workdir))
     work = [(group, seeds) for group in groups if (seeds := unfinished(group, workdir))]
     left = [str(group.run_folder(seed)) for group, seeds in work for seed in seeds]
-    with together({"The table's settings": settings, "The runs left to do in --workdir": left}):
-        check(groups, workdir)
-        if job is None or job.process_id == 0:
-            lock.enter_context(_only_command(workdir))
-            for group, _ in work:
-                forget_failures(workdir / group.folder)
-    with together():
+    with together({"The runs left to do in --workdir": left}):
         if not (workdir / "lock").exists():
             raise InputError(f"--workdir must be a folder that all processes of a job see, got {str(workdir)!r}.")
+        if first:
+            for group, _ in work:
+                forget_failures(workdir / group.folder)
     return work
 
 
@@ -195,11 +198,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except InputError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except Interrupted as interrupted:
-        print(interrupted, file=sys.stderr)
-        sys.exit(128 + interrupted.signum)
+    sys.exit(exit_code(main, sys.argv[1:]))
