@@ -63,7 +63,8 @@ def main(argv: list[str]) -> None:
     if not flags.FLAGS["verbosity"].present:
         # Orbax logs dozens of lines for each checkpoint, and warns of every one that is only read.
         logging.set_verbosity(logging.ERROR if _MODE.value == "predict" else logging.WARNING)
-    from cifar_jax.distributed import find_place, joined
+    from cifar_jax.cluster import find_place
+    from cifar_jax.distributed import joined
     from cifar_jax.errors import DivergedError, InputError
     from cifar_jax.interrupt import Interrupted, interruptible
 

@@ -13,7 +13,8 @@ import time
 import pytest
 from conftest import ROOT
 
-from cifar_jax.distributed import LOST, Job, Place, find_place
+from cifar_jax.cluster import Place, find_place
+from cifar_jax.distributed import LOST, Job
 from cifar_jax.errors import InputError
 from cifar_jax.interrupt import Interrupted
 
@@ -265,7 +266,8 @@ SMALL = (
 # Of one process alone: joins the others, then waits.
 WAIT = """
 import sys, time
-from cifar_jax.distributed import Place, joined
+from cifar_jax.cluster import Place
+from cifar_jax.distributed import joined
 from cifar_jax.interrupt import Interrupt
 with joined(Place(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])), Interrupt(), seconds=int(sys.argv[4])):
     print("joined", file=sys.stderr, flush=True)
@@ -416,7 +418,8 @@ RUNS = """
 import sys
 from pathlib import Path
 import cifar_jax.train
-from cifar_jax.distributed import Place, joined
+from cifar_jax.cluster import Place
+from cifar_jax.distributed import joined
 from cifar_jax.interrupt import Interrupt
 from configs.quickstart import get_config
 

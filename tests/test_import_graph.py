@@ -31,7 +31,7 @@ LAYERS = [
         "layers",
         "optimizers",
         "devices",
-        "distributed",
+        "cluster",
         "sharding",
         "pictures",
         "data.dataset",
@@ -39,7 +39,17 @@ LAYERS = [
         "report.ledger_page",
         "report.speed_table",
     },
-    {"table.document", "models", "state", "data", "data.cifar", "data.cache", "data.download", "data.shapes"}
+    {
+        "distributed",
+        "table.document",
+        "models",
+        "state",
+        "data",
+        "data.cifar",
+        "data.cache",
+        "data.download",
+        "data.shapes",
+    }
     | {"report.analysis", "report.recipes"},
     {"steps", "config", "table.markdown", "report.charts", "report.html_tables"},
     {"checkpoint", "workdir", "command_line", "report.sections"},

@@ -22,8 +22,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from cifar_jax.cluster import find_place
 from cifar_jax.command_line import exit_code
-from cifar_jax.distributed import Job, find_place, joined
+from cifar_jax.distributed import Job, joined
 from cifar_jax.errors import InputError
 from cifar_jax.files import write_whole
 from cifar_jax.interrupt import Interrupted, interruptible
