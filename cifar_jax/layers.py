@@ -113,7 +113,8 @@ def _norm_relu(x, scale, bias, mask, epsilon, pool):
 
 def _norm_relu_forward(x, scale, bias, mask, epsilon, pool):
     y, moments, pooled = _norm_relu(x, scale, bias, mask, epsilon, pool)
-    return (y, moments), (x, scale, bias, mask, moments, pooled)
+    # The barrier keeps them in memory. XLA would rather work them out again from x, which is four times as large.
+    return (y, moments), (x, scale, bias, mask, moments, jax.lax.optimization_barrier(pooled))
 
 
 def _norm_relu_backward(epsilon, pool, kept, grads):
