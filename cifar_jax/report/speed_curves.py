@@ -4,10 +4,12 @@ import os
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator, StrMethodFormatter
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 # Blue and orange of Okabe and Ito's palette, which colour-blind readers can tell apart.
 _MEASURED, _CONSTANT = "#0072B2", "#D55E00"
+# Of a panel's largest rate over its smallest, so that noise does not look like an effect.
+_SMALLEST_RANGE = 8
 
 
 def draw_speed_curves(curves: dict[str, list[dict]], title: str, path: Path) -> None:
@@ -34,8 +36,12 @@ def draw_speed_curves(curves: dict[str, list[dict]], title: str, path: Path) -> 
         axes.set_xticks(xs)
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
-        axes.yaxis.set_minor_formatter(StrMethodFormatter("{x:,g}"))
+        low, high = axes.get_ylim()
+        spare = max(_SMALLEST_RANGE * low / high, 1) ** 0.5
+        axes.set_ylim(low / spare, high * spare)
         axes.tick_params(axis="x", labelrotation=45)
         axes.tick_params(labelsize=8, which="both")
         axes.grid(alpha=0.3, which="both")
