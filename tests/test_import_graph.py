@@ -50,7 +50,7 @@ LAYERS = [
         "data.download",
         "data.shapes",
     }
-    | {"report.analysis", "report.recipes"},
+    | {"report.analysis", "report.drawing", "report.recipes"},
     {"steps", "config", "table.markdown", "report.charts", "report.html_tables"},
     {"checkpoint", "workdir", "command_line", "report.sections"},
     {"experiment", "trained", "table.plan", "report.page"},

@@ -1,29 +1,15 @@
-"""The report's charts, in Altair: for the page, where they follow its colours and width, and as PNG pictures.
+"""The report's charts, in Altair; `drawing` draws them."""
 
-Colours are the page's CSS variables, which a browser resolves inside an SVG; a PNG gets their light values.
-"""
-
-import functools
-import io
-import json
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 import altair as alt
 import numpy as np
-import vl_convert
-from PIL import Image
 
 from cifar_jax.report.analysis import Analysis
+from cifar_jax.report.drawing import SERIES, Chart
 from cifar_jax.report.recipes import PHASES, SEPARATOR, Recipe
 from cifar_jax.report.wording import plain, spread
 
-# Okabe and Ito's hues, which colour-blind readers can tell apart, as dark as the page's light ground asks for, and
-# then as light as its dark one does.
-SERIES = (("#0072b2", "#56b4e9"), ("#d55e00", "#ff8f3f"), ("#007f5f", "#2fc79b"), ("#a6517f", "#e6a3c8"))
-SERIES += (("#8a6d00", "#f0c63c"), ("#555555", "#bbbbbb"))
-_LIGHT = {"var(--text)": "#1b1b1b", "var(--page)": "#ffffff", "var(--line)": "#d4d4cf", "var(--dim)": "#5c5c58"}
-_LIGHT |= {f"var(--series{i})": light for i, (light, _) in enumerate(SERIES)}
 # Beside long labels a phone has no room for a legend in one row.
 _COLUMN = alt.Legend(columns=1)
 # A recipe's network above its name, so that a phone has room for more than the labels.
@@ -34,43 +20,12 @@ _COLORS = [f"var(--series{i})" for i in range(len(SERIES))]
 _SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down"]
 _BAR = "M-0.25,-1H0.25V1H-0.25Z"
 _DASHES = [[1, 0], [7, 3], [2, 2], [8, 3, 2, 3], [12, 3], [4, 4]]
-_CONFIG = {
-    "background": "var(--page)", "font": "system-ui, sans-serif", "padding": 4, "view": {"stroke": None},
-    "axis": {
-        "labelColor": "var(--text)", "titleColor": "var(--text)", "gridColor": "var(--line)", "gridOpacity": 0.7,
-        "domainColor": "var(--dim)", "tickColor": "var(--dim)", "labelFontSize": 12, "titleFontSize": 12,
-        "titleFontWeight": "normal", "labelLimit": 230,
-    },
-    "legend": {
-        "orient": "bottom", "labelColor": "var(--text)", "labelFontSize": 12, "labelLimit": 320, "symbolStrokeWidth": 2,
-        "symbolOpacity": 1, "layout": {"bottom": {"direction": "vertical", "anchor": "start"}},
-    },
-    "title": {"color": "var(--text)", "subtitleColor": "var(--dim)"},
-}  # fmt: skip
 # The parameter that chooses the recipe of a chart; the page sets it.
 CHOSEN = "chosen"
 # Pixels from one label to the next.
 _ROW, _SMALL_ROW = 36, 20
 # Epochs from one marker to the next; the last epoch has one too.
 _MARK_EVERY = 5
-
-
-class Chart(NamedTuple):
-    """A chart and what it shows.
-
-    id: of its element, and the name of its PNG.
-    title: for the PNG; on the page a heading says it.
-    alternative: what it shows, in a sentence, for those who do not see it.
-    data: the rows that it draws, by the names that it knows them by.
-    subtitle: for the PNG too.
-    """
-
-    id: str
-    title: str
-    alternative: str
-    chart: alt.TopLevelMixin
-    data: dict[str, list[dict]]
-    subtitle: str = ""
 
 
 def results(cells: Sequence[tuple[Recipe, dict]]) -> Chart:
@@ -342,38 +297,6 @@ def calibration(analyses: dict[str, Analysis], chosen: str) -> Chart:
         "perfect calibration, and the share of answers in each bin; the table below has all values.",
         _with_choice(chart, chosen).properties(height=280), data,
     )  # fmt: skip
-
-
-def for_page(chart: Chart) -> dict:
-    """The Vega-Lite description that the page draws, as wide as its place."""
-    fitted = chart.chart.properties(
-        width="container", autosize=alt.AutoSizeParams(type="fit-x", contains="padding"), description=chart.alternative
-    )  # fmt: skip
-    return fitted.to_dict() | {"config": _CONFIG, "datasets": chart.data}
-
-
-@functools.cache
-def bundle() -> str:
-    """The JavaScript that draws these descriptions, in one piece that loads nothing."""
-    return vl_convert.javascript_bundle(vl_version=_VEGA_LITE)
-
-
-def png(chart: Chart) -> bytes:
-    """A picture for papers and slides: light, 1440 pixels wide and more for labels."""
-    title = alt.Title(chart.title, subtitle=chart.subtitle, anchor="start", fontSize=15, subtitleFontSize=12, offset=10)
-    drawn = chart.chart.properties(width=480, title=title).to_dict()
-    spec = json.dumps(drawn | {"config": _CONFIG, "datasets": chart.data})
-    for variable, color in _LIGHT.items():
-        spec = spec.replace(variable, color)
-    # Pillow's files are a quarter as large; the ground is opaque.
-    file = io.BytesIO()
-    drawing = io.BytesIO(vl_convert.vegalite_to_png(spec, vl_version=_VEGA_LITE, scale=3))
-    Image.open(drawing).convert("RGB").save(file, "PNG", optimize=True)
-    return file.getvalue()
-
-
-# Such as "6.4": the converter takes no patch number.
-_VEGA_LITE = ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
 
 
 def _named(data: dict[str, list[dict]], name: str, rows: list[dict]) -> alt.NamedData:

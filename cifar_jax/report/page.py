@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Sequence
 
-from cifar_jax.report import charts
+from cifar_jax.report import charts, drawing
 from cifar_jax.report.sections import Section
 from cifar_jax.report.shell import page
 
@@ -15,7 +15,7 @@ _CHOOSABLE = ("classes", "confusion", "mistakes", "calibration")
 
 
 def _variables(place: int) -> str:
-    return " ".join(f"--series{i}: {colors[place]};" for i, colors in enumerate(charts.SERIES))
+    return " ".join(f"--series{i}: {colors[place]};" for i, colors in enumerate(drawing.SERIES))
 
 
 _CSS = (
@@ -101,7 +101,7 @@ def render(parts: Sequence[Section], *, summary: str, titles: dict[str, str], ch
             body.append(choice)
             choice = ""
         body.append(_section(each))
-    specs = {chart.id: charts.for_page(chart) for each in parts for chart in each.charts}
+    specs = {chart.id: drawing.for_page(chart) for each in parts for chart in each.charts}
     content = f"""<header>
 <h1>{html.escape(TITLE)}</h1>
 <p>{html.escape(summary)}</p>
@@ -111,7 +111,7 @@ def render(parts: Sequence[Section], *, summary: str, titles: dict[str, str], ch
 {"".join(body)}
 </main>
 <script type="application/json" id="specs">{_json(specs)}</script>
-<script>{_javascript(charts.bundle())}</script>
+<script>{_javascript(drawing.bundle())}</script>
 <script>{_SCRIPT}</script>"""
     return page(TITLE, content, css=_CSS, skip_to="main", skip_text="Skip to the table")
 
@@ -154,5 +154,5 @@ def _section(section: Section) -> str:
 """
 
 
-def _heading(chart: charts.Chart, section: Section) -> str:
+def _heading(chart: drawing.Chart, section: Section) -> str:
     return f"<h3>{html.escape(chart.title)}</h3>" if len(section.charts) > 1 else ""

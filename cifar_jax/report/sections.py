@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from cifar_jax.report import charts, html_tables
 from cifar_jax.report.analysis import Analysis
-from cifar_jax.report.charts import Chart
+from cifar_jax.report.drawing import Chart
 from cifar_jax.report.recipes import PHASES, Recipe, curve, main_runs
 from cifar_jax.report.wording import plain, spread
 

@@ -40,7 +40,7 @@ def write_report(table: dict, workdir: Path, out: Path, *, pictures: bool = Fals
     # Before the libraries are asked for: a machine that only trains leaves the answers to one that draws.
     analyses, datasets, problems = _analyses(table, workdir)
     require_libraries()
-    from cifar_jax.report import charts
+    from cifar_jax.report import drawing
 
     text, drawn = make_page(table, analyses, problems, _pictures(analyses, datasets) if pictures else None)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,7 @@ def write_report(table: dict, workdir: Path, out: Path, *, pictures: bool = Fals
     folder = out.parent / FIGURES
     folder.mkdir(exist_ok=True)
     for chart in drawn:
-        write_whole(folder / f"{chart.id}.png", charts.png(chart))
+        write_whole(folder / f"{chart.id}.png", drawing.png(chart))
     print(f"Report: {out} ({out.stat().st_size / 1e6:.1f} MB), PNG figures in {folder}", flush=True)
 
 
@@ -58,7 +58,7 @@ def make_page(
     problems: Sequence[str],
     pictures: Mapping[tuple[str, int], str] | None,
 ) -> tuple[str, list]:
-    """The page's HTML, and its charts (`charts.Chart`); arguments as `sections.sections` takes them."""
+    """The page's HTML, and its charts (`drawing.Chart`); arguments as `sections.sections` takes them."""
     from cifar_jax.report import page, sections
 
     named = recipes(table)
