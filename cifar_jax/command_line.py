@@ -1,41 +1,10 @@
-"""What the commands beside main.py share: how they end, their help, and main.py's config flags among their own."""
-
-import signal
-import sys
-from collections.abc import Callable, Sequence
+"""The config flags of main.py for a command with arguments of its own."""
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from cifar_jax.config import explain_flag_error
 from cifar_jax.errors import InputError
-from cifar_jax.interrupt import Interrupted
-
-
-def exit_code(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
-    """What a command returns, or, after saying so in a sentence, 2 for wrong input and 128 + N for signal N."""
-    try:
-        return main(argv) or 0
-    except InputError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 2
-    except Interrupted as interrupted:
-        print(interrupted, file=sys.stderr)
-        return 128 + interrupted.signum
-    except KeyboardInterrupt:
-        print("Stopped.", file=sys.stderr)
-        return 128 + signal.SIGINT
-    except BrokenPipeError:  # whoever read the output has ended, as in `| head`
-        sys.stdout = None  # nor is there anyone for what is still buffered
-        return 128 + signal.SIGPIPE
-
-
-def help_wanted(argv: Sequence[str], text: str | None) -> bool:
-    """Whether the arguments ask for help; prints it if so, a module's docstring."""
-    wanted = bool({"-h", "--help"} & set(argv))
-    if wanted:
-        print(text)
-    return wanted
 
 
 def parse(argv: list[str], *, takes: int = 0) -> tuple[list[str], ConfigDict | None]:

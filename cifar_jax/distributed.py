@@ -76,7 +76,8 @@ def joined(place: Place | None, interrupt: Interrupt, *, seconds: int = _SECONDS
         job.leave(error)
         raise
     job.close()
-    interrupt.ask = None
+    # A signal that came too late to stop the job must not be lost on what follows it.
+    interrupt.ask, interrupt.signum = None, job.signum
 
 
 class Job:
@@ -99,7 +100,7 @@ class Job:
         self._store, self._beat, self._limit, self._end = store, beat, limit, end or _end
         self._lock, self._closed = threading.Lock(), threading.Event()
         self._agreements, self._agreed = 0, False
-        self._points, self._signum, self._last_point = 0, None, None
+        self._points, self.signum, self._last_point = 0, None, None
         self._seen: dict[str, tuple[str, float]] = {}
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -158,18 +159,18 @@ class Job:
             self.check_stop()
             meanwhile()
 
-        self._wait_for_all("here/", look)
+        self._wait_for_all("here/", look, nap=1.0)
 
     # Stopping
 
     def check_stop(self) -> None:
         """Raises Interrupted if any process was asked to stop: for processes that compute nothing together."""
-        if self._signum is not None:
-            raise Interrupted(self._signum)
+        if self.signum is not None:
+            raise Interrupted(self.signum)
 
     def ask_to_stop(self, signum: int) -> None:
         """Asks all processes to stop at their next common point; safe in a signal handler."""
-        self._signum = signum
+        self.signum = signum
 
     def after_step(self) -> None:
         """A point that all processes reach equally often; where they have agreed to stop, this raises Interrupted.
@@ -182,18 +183,18 @@ class Job:
             self._points += 1
             waiting = self._last_point is not None
         if waiting and self._points >= max(int(point) for point in self._wait_for_all("stop/at/").values()):
-            raise Interrupted(self._signum)
+            raise Interrupted(self.signum)
 
     def _name_next_point(self) -> None:
         """Once a stop was asked for, here or elsewhere. On the watching thread, as the main one may wait for others."""
         if self._last_point is not None:
             return
         asked = self._store.key_value_dir_get("stop/signal/")
-        if self._signum is not None and not asked:
-            self._store.key_value_set(f"stop/signal/{self.process_id}", str(self._signum))
-            asked = [("", str(self._signum))]
+        if self.signum is not None and not asked:
+            self._store.key_value_set(f"stop/signal/{self.process_id}", str(self.signum))
+            asked = [("", str(self.signum))]
         if asked:
-            self._signum = self._signum or int(asked[0][1])
+            self.signum = self.signum or int(asked[0][1])
             with self._lock:
                 self._last_point = self._points + 1
             self._store.key_value_set(f"stop/at/{self.process_id}", str(self._last_point))
@@ -260,9 +261,11 @@ class Job:
                 return [(key, text)]
         return []
 
-    def _wait_for_all(self, folder: str, meanwhile: Callable[[], None] = lambda: None) -> dict[int, str]:
+    def _wait_for_all(
+        self, folder: str, meanwhile: Callable[[], None] = lambda: None, nap: float = 0.05
+    ) -> dict[int, str]:
         while len(texts := dict(self._store.key_value_dir_get(folder))) < self.processes:
-            time.sleep(0.05)
+            time.sleep(nap)
             meanwhile()
         return {int(key.rsplit("/", 1)[1]): text for key, text in texts.items()}
 

@@ -31,7 +31,7 @@ import numpy as np
 from absl import flags, logging
 from jaxtyping import UInt8
 
-from cifar_jax.command_line import exit_code, help_wanted
+from cifar_jax.commands import exit_code, help_wanted
 from cifar_jax.data import load_dataset
 from cifar_jax.data.cache import cache_folder
 from cifar_jax.errors import InputError

@@ -20,7 +20,7 @@ import numpy as np
 
 from cifar_jax import steps
 from cifar_jax.batch_norm import torch_rule
-from cifar_jax.command_line import exit_code, help_wanted
+from cifar_jax.commands import exit_code, help_wanted
 from cifar_jax.data.shapes import make_shapes
 from cifar_jax.devices import compiler_options
 from cifar_jax.errors import InputError

@@ -174,14 +174,17 @@ def test_all_stop_at_the_same_step(asker):
 
 
 def test_every_turn_is_one_process_s():
+    all_here = threading.Barrier(3)
+
     def work(job):
+        all_here.wait()
         turns = []
         while (turn := job.next_turn()) < 50:
             turns.append(turn)
-            time.sleep(0.001)
+            time.sleep(0.01)
         return turns
 
-    results, _ = together(3, work)
+    results, _ = together(3, work, limit=30.0)
     assert sorted(turn for turns in results for turn in turns) == list(range(50))
     assert all(results), "each had some"
 
@@ -198,7 +201,7 @@ def test_who_shares_work_only_stops_when_anyone_is_asked(waiting):
             job.check_stop()
             time.sleep(0.01)
 
-    results, _ = together(3, work)
+    results, _ = together(3, work, limit=30.0)
     assert [(type(result), result.signum) for result in results] == [(Interrupted, signal.SIGTERM)] * 3
 
 
@@ -211,7 +214,7 @@ def test_who_is_done_waits_for_the_others():
         job.wait_for_others(lambda: looks.append(job.process_id))
         return list(ends)
 
-    results, _ = together(2, work)
+    results, _ = together(2, work, limit=30.0)
     assert results == [[0, 1], [0, 1]]
     assert 0 in looks
 

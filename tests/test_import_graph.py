@@ -21,7 +21,6 @@ LAYERS = [
         "report.curves",
         "report.lockstep_plot",
         "report.marked",
-        "report.record",
         "report.shell",
         "report.summaries",
     }
@@ -37,10 +36,12 @@ LAYERS = [
         "data.dataset",
         "data.order",
         "report.ledger_page",
-        "report.speed_table",
+        "commands",
     },
     {
         "distributed",
+        "report.record",
+        "report.speed_table",
         "table.document",
         "models",
         "state",

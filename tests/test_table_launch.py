@@ -153,6 +153,33 @@ def test_a_later_refusal_is_a_failed_run(groups, acts, tmp_path):
     assert read_failures(tmp_path / "cnn6_step") == {2: "platform must be there. (exit code 2; see cnn6_step/log.txt)"}
 
 
+@pytest.mark.parametrize("act", ["crash", "refuse"])
+def test_a_process_among_others_leaves_the_rest_to_them(groups, acts, tmp_path, act, capsys):
+    """A broken machine must not fail all that is left; nor must its refusal stop a job that others go on with."""
+    acts["cnn6_adam"] = dict.fromkeys("012", act)
+    runs = iter([(groups[0], [seed]) for seed in range(3)])
+    launch.train_groups(
+        runs, tmp_path, parallel=1, look=lambda: None, check_stop=lambda: None, log="log1.txt", patience=2
+    )
+    assert sorted(read_failures(tmp_path / "cnn6_adam")) == [0, 1]
+    assert next(runs)[1] == [2], "not asked for"
+    assert capsys.readouterr().err.endswith(" This process takes no more runs.\n")
+    assert "log1.txt" in read_failures(tmp_path / "cnn6_adam")[0]
+
+
+def test_a_crash_now_and_then_is_no_broken_machine(groups, acts, tmp_path):
+    acts["cnn6_adam"] = {"0": "crash", "2": "crash"}
+    runs = [(groups[0], [seed]) for seed in range(3)] + [(groups[1], [0])]
+    launch.train_groups(runs, tmp_path, parallel=1, look=lambda: None, check_stop=lambda: None, patience=2)
+    assert statuses(groups, tmp_path)["cnn6_step", 0] == "done"
+
+
+def test_a_task_without_a_gpu_is_refused(groups, acts, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    with pytest.raises(InputError, match="got '0,1' in task 2"):
+        train(groups, tmp_path, device=2)
+
+
 def test_one_after_the_other(groups, acts, tmp_path):
     train(groups, tmp_path)
     ((_, second_began),) = began(tmp_path / "cnn6_step")

@@ -99,11 +99,11 @@ def test_the_command_writes_between_the_markers(tmp_path, table):
     (tmp_path / "results").mkdir()
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- results: x -->\nold\n<!-- end of results -->\nafter\n")
-    main(["", str(readme)])
+    main([str(readme)])
     assert list(rows(readme.read_text())) == [(result.network, result.recipe) for result in LECTURE.values()]
     assert "±" not in readme.read_text()
     (tmp_path / "results" / "table.json").write_text(json.dumps(table))
-    main(["", str(readme)])
+    main([str(readme)])
     text = readme.read_text()
     assert text.startswith("before\n<!-- results: x -->\n\n| network |")
     assert text.endswith("\n\n<!-- end of results -->\nafter\n")

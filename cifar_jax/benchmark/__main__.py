@@ -6,7 +6,7 @@ Each command is a module with `main(argv) -> int`, where argv holds what follows
 import importlib
 import sys
 
-from cifar_jax.command_line import exit_code, help_wanted
+from cifar_jax.commands import exit_code, help_wanted
 from cifar_jax.errors import InputError
 
 _COMMANDS = {

@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from cifar_jax.command_line import exit_code
+from cifar_jax.commands import exit_code
 from cifar_jax.errors import InputError
 from cifar_jax.report.write import require_libraries, write_report
 

@@ -7,6 +7,9 @@ import json
 import sys
 from pathlib import Path
 
+from cifar_jax.commands import exit_code, help_wanted
+from cifar_jax.errors import InputError
+
 
 def record(workdir: Path) -> dict:
     """The config, the metrics of each epoch and the origin of each start of the run in `workdir`."""
@@ -28,11 +31,21 @@ def record(workdir: Path) -> dict:
 
 
 def main(argv: list[str]) -> None:
-    """Writes the record of the run `argv[1]` to `argv[2]`."""
-    if len(argv) != 3 or not (Path(argv[1]) / "metrics.jsonl").is_file():
-        sys.exit("usage: python -m cifar_jax.report.record RUN OUT.json, where RUN is the folder of a run")
-    Path(argv[2]).write_text(json.dumps(record(Path(argv[1])), indent=1) + "\n")
+    """Writes the record of the run `argv[0]` to `argv[1]`.
+
+    Raises:
+      InputError: there is no such run, or no such place.
+    """
+    if help_wanted(argv, __doc__):
+        return
+    if (
+        len(argv) != 2
+        or not (Path(argv[0]) / "metrics.jsonl").is_file()
+        or not Path(argv[1]).absolute().parent.is_dir()
+    ):
+        raise InputError(f"RUN OUT.json must be a run's folder and a file in one that exists, got {' '.join(argv)!r}.")
+    Path(argv[1]).write_text(json.dumps(record(Path(argv[0])), indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main(sys.argv)
+    sys.exit(exit_code(main, sys.argv[1:]))

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cifar_jax.commands import exit_code, help_wanted
+from cifar_jax.errors import InputError
 from cifar_jax.report.marked import fill
 
 # What `python -m cifar_jax.benchmark --json` and `... suite --json` have written.
@@ -107,12 +109,18 @@ def with_speed(text: str, tables: str) -> str:
 
 
 def main(argv: list[str]) -> None:
-    """Writes the tables into the file `argv[1]`, from the folder `results` beside it."""
-    if len(argv) != 2 or not Path(argv[1]).is_file():
-        sys.exit("usage: python -m cifar_jax.report.speed_table README.md")
-    path = Path(argv[1])
+    """Writes the tables into the file `argv[0]`, from the folder `results` beside it.
+
+    Raises:
+      InputError: there is no such file.
+    """
+    if help_wanted(argv, __doc__):
+        return
+    if len(argv) != 1 or not Path(argv[0]).is_file():
+        raise InputError(f"The file to fill must be one such as README.md, got {' '.join(argv)!r}.")
+    path = Path(argv[0])
     path.write_text(with_speed(path.read_text(), speed_tables(path.parent / "results")))
 
 
 if __name__ == "__main__":
-    main(sys.argv)
+    sys.exit(exit_code(main, sys.argv[1:]))

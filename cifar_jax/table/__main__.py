@@ -11,19 +11,20 @@ The processes of a job, started as main.py's are, share the runs out: each takes
 What a lost process was at is taken up by the next call, of however many processes.
 
 Exit codes: 0 all runs are done, 1 some failed (they are listed, and tried again by the next call), 2 wrong input,
-3 another process of the job was lost, 130 Ctrl-C, 143 SIGTERM.
+3 a process of the job was lost (134 if it was the first), 130 Ctrl-C, 143 SIGTERM.
 """
 
 import argparse
 import contextlib
 import datetime
 import fcntl
+import secrets
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cifar_jax.cluster import find_place
-from cifar_jax.command_line import exit_code
+from cifar_jax.commands import exit_code
 from cifar_jax.distributed import Job, joined
 from cifar_jax.errors import InputError
 from cifar_jax.files import write_whole
@@ -42,6 +43,8 @@ _KEYS = {
     "epochs": "train.epochs", "limit_train": "data.limit_train", "limit_test": "data.limit_test", "dtype": "dtype",
     "data_dir": "data.dir",
 }  # fmt: skip
+# Crashes in a row, such as those of a broken GPU, after which a process of a job leaves what is left to the others.
+_PATIENCE = 2
 
 
 class _Parser(argparse.ArgumentParser):
@@ -100,11 +103,14 @@ def _integer(flag: str, text: str, low: int) -> int:
 def _only_command(workdir: Path) -> Iterator[None]:
     """Keeps a second command from training the same runs at the same time."""
     workdir.mkdir(parents=True, exist_ok=True)
-    with open(workdir / "lock", "w") as lock:
+    with open(workdir / "lock", "a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise InputError(f"--workdir must not be in use by another such command, got {str(workdir)!r}.") from error
+        lock.truncate(0)
+        lock.write(secrets.token_hex(8))
+        lock.flush()
         yield
 
 
@@ -123,9 +129,8 @@ def _agree_on_work(
             lock.enter_context(_only_command(workdir))
     work = [(group, seeds) for group in groups if (seeds := unfinished(group, workdir))]
     left = [str(group.run_folder(seed)) for group, seeds in work for seed in seeds]
-    with together({"The runs left to do in --workdir": left}):
-        if not (workdir / "lock").exists():
-            raise InputError(f"--workdir must be a folder that all processes of a job see, got {str(workdir)!r}.")
+    mark = (workdir / "lock").read_text() if (workdir / "lock").exists() else None
+    with together({"--workdir (by the mark in its file 'lock')": mark, "The runs left to do in --workdir": left}):
         if first:
             for group, _ in work:
                 forget_failures(workdir / group.folder)
@@ -169,15 +174,17 @@ def main(argv: list[str]) -> int:
         with joined(place, interrupt) as job:
             work = _agree_on_work(groups, workdir, settings, lock, job)
             watch = Watch(groups, workdir, on_done=write)
+            look = watch.look if first else lambda: None
             print(f"{watch.done()}", flush=True)
             try:
                 train_groups(
-                    work if job is None else _in_turn(work, job), workdir, parallel=arguments.parallel, look=watch.look,
+                    work if job is None else _in_turn(work, job), workdir, parallel=arguments.parallel, look=look,
                     check_stop=interrupt.check if job is None else job.check_stop,
                     log="log.txt" if job is None else f"log{job.process_id}.txt", device=place and place.device,
+                    patience=None if job is None else _PATIENCE,
                 )  # fmt: skip
                 if job is not None:
-                    job.wait_for_others(watch.look)
+                    job.wait_for_others(look)
             except Interrupted as interrupted:
                 watch.look()
                 write()
@@ -186,6 +193,7 @@ def main(argv: list[str]) -> int:
                 ) from None
             table = write()
             print(f"{watch.done()}; results in {workdir}", flush=True)
+        interrupt.check()
         # Not within the job, whose processes JAX would want to join their devices.
         if first and any(run["status"] == "done" for run in table["runs"]):
             try:
@@ -194,7 +202,10 @@ def main(argv: list[str]) -> int:
                 print(f"No report was written: {error}", file=sys.stderr, flush=True)
     failed = [run for run in table["runs"] if run["status"] != "done"]
     for run in failed if first else ():
-        print(f"Failed: {run['folder']} after epoch {run['epochs_done']}: {run['message']}", file=sys.stderr)
+        print(
+            f"Failed: {run['folder']} after epoch {run['epochs_done']}: {run['message'] or 'left undone'}",
+            file=sys.stderr,
+        )
     return 1 if failed else 0
 
 

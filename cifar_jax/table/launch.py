@@ -38,6 +38,7 @@ def train_groups(
     check_stop: Callable[[], None],
     log: str = "log.txt",
     device: int | None = None,
+    patience: int | None = None,
 ) -> None:
     """Trains groups' runs under the seeds that `work` gives, in its order, `parallel` processes at a time.
 
@@ -52,12 +53,15 @@ def train_groups(
       check_stop: likewise; may raise to stop everything in good order.
       log: the file's name.
       device: which of the machine's GPUs they may use; None for all that this process may.
+      patience: crashes in a row after which no more work is asked for, where others may fare better with it, who are
+        not to be stopped either; None never gives up.
 
     Raises:
-      InputError: the first process to end was refused what it needs, such as a device, and nothing was trained.
+      InputError: the first process to end was refused what it needs, such as a device, and nothing was trained. Not
+        with `patience`.
     """
     environment = _environment(parallel, device)
-    work, again, active, ended = iter(work), collections.deque(), [], 0
+    work, again, active, ended, crashes = iter(work), collections.deque(), [], 0, 0
     try:
         while True:
             while len(active) < parallel and (piece := again.popleft() if again else next(work, None)):
@@ -68,12 +72,16 @@ def train_groups(
             check_stop()
             for worker in [worker for worker in active if worker.process.poll() is not None]:
                 active.remove(worker)
-                why, left = _note_end(worker, workdir)
-                if worker.process.returncode == 2 and not ended:
+                why, open_seeds = _note_end(worker, workdir)
+                if worker.process.returncode == 2 and not ended and patience is None:
                     raise InputError(why)
                 ended += 1
-                if left:
-                    again.append((worker.group, left))
+                crashes = crashes + 1 if open_seeds else 0
+                if crashes == patience:
+                    print(f"Error: {why} This process takes no more runs.", file=sys.stderr, flush=True)
+                    work = iter(())
+                if open_seeds[1:]:
+                    again.append((worker.group, open_seeds[1:]))
             look()
     except Interrupted as interrupted:
         _stop(active, interrupted.signum)
@@ -98,7 +106,12 @@ def _environment(parallel: int, device: int | None) -> dict[str, str]:
         environment.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.9 / parallel:.2f}")
     if device is not None:
         visible = environment.get("CUDA_VISIBLE_DEVICES")
-        environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[device] if visible else str(device)
+        names = visible.split(",") if visible else None
+        if names is not None and device >= len(names):
+            raise InputError(
+                f"CUDA_VISIBLE_DEVICES must name a GPU for each task of a machine, got {visible!r} in task {device}."
+            )
+        environment["CUDA_VISIBLE_DEVICES"] = str(device) if names is None else names[device]
     return environment
 
 
@@ -116,7 +129,7 @@ def _start(group: Group, seeds: Sequence[int], workdir: Path, log_name: str, env
 
 
 def _note_end(worker: _Worker, workdir: Path) -> tuple[str, list[int]]:
-    """Closes the log, and notes a crash; gives the process's last words and the seeds to try again."""
+    """Closes the log, notes a crash; gives the process's last words and the seeds left, first the one that crashed."""
     worker.log.close()
     folder, code = workdir / worker.group.folder, worker.process.returncode
     with open(worker.log.name, "rb") as log:
@@ -128,7 +141,7 @@ def _note_end(worker: _Worker, workdir: Path) -> tuple[str, list[int]]:
     if left:
         note = f"{why} (exit code {code}; see {Path(worker.log.name).relative_to(workdir)})"
         write_failure(folder, left[0], note)
-    return why, left[1:]
+    return why, left
 
 
 def _signal_name(number: int) -> str:

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from cifar_jax.commands import exit_code, help_wanted
+from cifar_jax.errors import InputError
 from cifar_jax.progress import duration
 from cifar_jax.report.marked import fill
 from cifar_jax.table.cells import SPREAD, best
@@ -183,12 +185,18 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def main(argv: list[str]) -> None:
-    """Writes the results into the file `argv[1]`, from the folder `results` beside it."""
-    if len(argv) != 2 or not Path(argv[1]).is_file():
-        sys.exit("usage: python -m cifar_jax.table.markdown README.md")
-    path = Path(argv[1])
+    """Writes the results into the file `argv[0]`, from the folder `results` beside it.
+
+    Raises:
+      InputError: there is no such file.
+    """
+    if help_wanted(argv, __doc__):
+        return
+    if len(argv) != 1 or not Path(argv[0]).is_file():
+        raise InputError(f"The file to fill must be one such as README.md, got {' '.join(argv)!r}.")
+    path = Path(argv[0])
     path.write_text(with_results(path.read_text(), recorded(path.parent / "results")))
 
 
 if __name__ == "__main__":
-    main(sys.argv)
+    sys.exit(exit_code(main, sys.argv[1:]))

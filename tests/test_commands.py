@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from cifar_jax.command_line import exit_code
+from cifar_jax.commands import exit_code
 from cifar_jax.errors import InputError
 from cifar_jax.interrupt import Interrupted
 
@@ -15,7 +15,7 @@ from cifar_jax.interrupt import Interrupted
     "line",
     [
         "benchmark", "benchmark compare", "benchmark curves", "benchmark suite", "parity lockstep", "parity convert",
-        "export", "scaling",
+        "export", "scaling", "report.record", "report.speed_table", "table.markdown",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("flag", ["-h", "--help"])
