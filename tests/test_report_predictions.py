@@ -65,7 +65,7 @@ def rows(folder):
 
 
 def test_answers_are_those_that_the_evaluation_counts(folder, dataset):
-    answers = run_predictions(folder)
+    answers = run_predictions(folder, 2)
     totals = evaluate_run(read_config(folder), folder)["newest"]
     assert summaries.accuracy(answers) == totals.accuracy == rows(folder)[-1]["test_accuracy"]
     # The evaluation adds up 25 losses in float32; a thousandth of a rounding each is far from another image's loss.
@@ -76,34 +76,41 @@ def test_answers_are_those_that_the_evaluation_counts(folder, dataset):
 
 
 def test_answers_are_kept(folder, monkeypatch):
-    first = run_predictions(folder)
+    first = run_predictions(folder, 2)
     monkeypatch.setattr(predictions, "prepare", lambda *_: pytest.fail("worked out again"))
-    for mine, expected in zip(run_predictions(folder), first, strict=True):
+    for mine, expected in zip(run_predictions(folder, 2), first, strict=True):
         np.testing.assert_array_equal(mine, expected)
     shutil.rmtree(folder / "checkpoints")
-    run_predictions(folder)  # of a run whose checkpoints were left on the machine that trained it
+    run_predictions(folder, 2)  # of a run whose checkpoints were left on the machine that trained it
 
 
 def test_kept_answers_of_another_run_or_damaged_ones_are_made_anew(folder):
-    first = run_predictions(folder)
+    first = run_predictions(folder, 2)
     path = folder / FILE
     path.write_bytes(path.read_bytes()[:-40])
-    np.testing.assert_array_equal(run_predictions(folder).probabilities, first.probabilities)
+    np.testing.assert_array_equal(run_predictions(folder, 2).probabilities, first.probabilities)
     other = json.loads((folder / "config.json").read_text())
     other["seed"] = 1  # now the kept answers are of another config
     (folder / "config.json").write_text(json.dumps(other))
     path_before = path.read_bytes()
-    run_predictions(folder)
+    run_predictions(folder, 2)
     assert path.read_bytes() != path_before
 
 
 def test_a_run_under_way_has_no_answers_yet(folder):
+    with pytest.raises(InputError, match=r"must hold the checkpoint of epoch 3, its last one, got 2\."):
+        run_predictions(folder, 3)
+    assert not (folder / FILE).exists()
+
+
+def test_a_run_that_was_to_have_more_epochs_has_answers(folder):
+    """Its table was written with --epochs, once there were as many."""
+    expected = run_predictions(folder, 2)
     config = json.loads((folder / "config.json").read_text())
     config["train"]["epochs"] = 3
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match=r"must hold the checkpoint of epoch 3, its last one, got 2\."):
-        run_predictions(folder)
-    assert not (folder / FILE).exists()
+    (folder / FILE).unlink()
+    np.testing.assert_array_equal(run_predictions(folder, 2).probabilities, expected.probabilities)
 
 
 def table_of(*folders):

@@ -23,8 +23,10 @@ from cifar_jax.workdir import read_config
 FILE = "predictions.npz"
 
 
-def run_predictions(workdir: Path) -> Predictions:
+def run_predictions(workdir: Path, epochs: int) -> Predictions:
     """The answers of the run in `workdir` after its last epoch; kept in its `predictions.npz`, and read from there.
+
+    `epochs` is how many it has; its config may ask for more, where the table has been content with these.
 
     Not the best epoch's: that is picked on these images.
 
@@ -32,8 +34,6 @@ def run_predictions(workdir: Path) -> Predictions:
       InputError: the folder holds no run, or one without the checkpoint of its last epoch.
     """
     config = read_config(workdir)
-    if not isinstance(epochs := flatten(config).get("train.epochs"), int):
-        raise InputError(f"{workdir / 'config.json'} must have train.epochs, got {epochs!r}.")
     origin = json.dumps([epochs, {key: value for key, value in flatten(config).items() if key not in FREE_ON_RESUME}])
     if (kept := _read(workdir / FILE, origin)) is not None:
         return kept

@@ -94,7 +94,7 @@ def _analyses(table: dict, workdir: Path) -> tuple[dict[str, Analysis], dict[str
             if run["config"] == config and not run["holdout"] and run["status"] == "done":
                 folder = workdir / run["folder"]
                 try:
-                    predictions.append(run_predictions(folder))
+                    predictions.append(run_predictions(folder, run["epochs"]))
                     dataset = _dataset(folder)
                 except InputError as error:
                     problems.append(f"{run['folder']}: no answers on the test set. {error}")
