@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM, turned into one exception that stops a run in good order."""
 
+import asyncio
 import contextlib
 import signal
 from collections.abc import Callable
@@ -17,7 +18,8 @@ class Interrupt:
     """Whether a stop was asked for.
 
     The exception is raised where the signal arrives. Python drops exceptions in a few places (finalizers, callbacks of
-    the garbage collector), so loops also call `check`. Where `ask` is set, a signal calls that instead, as a process
+    the garbage collector), and an event loop, which Orbax has while it saves, prints them and goes on: there none is
+    raised, and loops also call `check`. Where `ask` is set, a signal calls that instead, as a process
     among others must not stop alone.
     """
 
@@ -44,7 +46,8 @@ def interruptible():
             interrupt.ask(signum)
             return
         interrupt.signum = signum
-        raise Interrupted(signum)
+        if not _in_event_loop():
+            raise Interrupted(signum)
 
     previous = {name: signal.signal(name, handle) for name in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -52,3 +55,11 @@ def interruptible():
     finally:
         for name, handler in previous.items():
             signal.signal(name, handler)
+
+
+def _in_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
