@@ -39,7 +39,9 @@ def find_place(
         "--process_id": ("JAX_PROCESS_ID", "JOB_COMPLETION_INDEX"),
     }
     # Any indexed job has a completion index, also one whose processes do not belong together.
-    if not any(given.values()) and not {"JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES"} & set(environment):
+    if all(value is None for value in given.values()) and not {"JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES"} & set(
+        environment
+    ):
         return _find_slurm_place(environment)
     for flag, names in sources.items():
         found = next((environment[name] for name in names if name in environment), None)
@@ -53,10 +55,10 @@ def find_place(
             "got neither."
         )
     coordinator, processes, process_id = given.values()
-    if ":" not in coordinator or not coordinator.rsplit(":", 1)[1].isdigit():
+    if not re.fullmatch(r"[^/]+:[0-9]{1,5}", coordinator) or int(coordinator.rsplit(":", 1)[1]) > 65535:
         raise InputError(f"--coordinator must be HOST:PORT, got {coordinator!r}.")
     for flag in ("--processes", "--process_id"):
-        if not str(given[flag]).isdigit():
+        if not re.fullmatch("[0-9]+", given[flag]):
             raise InputError(f"{flag} must be a whole number, got {given[flag]!r}.")
     processes, process_id = int(processes), int(process_id)
     if not process_id < processes:

@@ -61,6 +61,11 @@ def test_where_a_process_belongs(flags, environment, place):
     [
         (("a:1", None, "0"), "--processes must be given with the other two .* or JAX_NUM_PROCESSES be set"),
         (("a", "2", "0"), "--coordinator must be HOST:PORT, got 'a'"),
+        (("a:99999", "2", "0"), "--coordinator must be HOST:PORT, got 'a:99999'"),
+        (("http://a:1", "2", "0"), "--coordinator must be HOST:PORT, got 'http://a:1'"),
+        (("a:²", "2", "0"), "--coordinator must be HOST:PORT, got 'a:²'"),
+        (("", "", ""), "--coordinator must be HOST:PORT, got ''"),
+        (("a:1", "2", "²"), "--process_id must be a whole number, got '²'"),
         (("a:1", "two", "0"), "--processes must be a whole number, got 'two'"),
         (("a:1", "2", "2"), "--process_id must be from 0 to below --processes=2, got 2"),
     ],
@@ -400,6 +405,24 @@ def test_a_first_process_that_is_killed_ends_the_others():
         "the leader task was preempted/died" in err or "Process 0 of 2, which coordinates the others, was lost" in err
     )
     finish(job[0])
+
+
+def test_a_process_that_waits_for_the_others_can_be_stopped():
+    script = """
+import sys
+from cifar_jax.cluster import Place
+from cifar_jax.distributed import joined
+from cifar_jax.interrupt import interruptible
+with interruptible() as interrupt:
+    print("waits", file=sys.stderr, flush=True)
+    with joined(Place(sys.argv[1], 2, 0), interrupt, seconds=60):
+        pass
+"""
+    process = start("-c", script, f"127.0.0.1:{free_port()}")
+    assert process.stderr.readline() == "waits\n"
+    time.sleep(1)
+    process.terminate()
+    assert finish(process, timeout=10)[0] == -signal.SIGTERM
 
 
 def test_a_coordinator_that_does_not_answer_ends_in_bounded_time():
