@@ -66,7 +66,7 @@ def compiler_options() -> dict[str, str]:
     """
     if jax.default_backend() != "cpu" or jax.config.jax_enable_x64:
         return {}
-    return _micro_kernels()
+    return _known_options()
 
 
 def options_for_one_run() -> dict[str, int]:
@@ -78,7 +78,7 @@ def options_for_one_run() -> dict[str, int]:
 
 
 @functools.cache
-def _micro_kernels() -> dict[str, str]:
+def _known_options() -> dict[str, str]:
     """The options, where this jaxlib knows them: it refuses others, so they are tried on a small program."""
     options = {
         "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE,LIBRARY_FUSION_TYPE_DOT",

@@ -62,13 +62,15 @@ def joined(place: Place | None, interrupt: Interrupt, *, seconds: int = _SECONDS
     deadline.start()
     # Python's own handlers would have to wait until it returns; there is nothing to save yet.
     handlers = {name: signal.signal(name, signal.SIG_DFL) for name in (signal.SIGINT, signal.SIGTERM)}
-    jax.distributed.initialize(
-        place.coordinator, place.processes, place.process_id, local_device_ids=place.device,
-        cluster_detection_method="deactivate", initialization_timeout=seconds + 60,
-    )  # fmt: skip
-    for name, handler in handlers.items():
-        signal.signal(name, handler)
-    deadline.cancel()
+    try:
+        jax.distributed.initialize(
+            place.coordinator, place.processes, place.process_id, local_device_ids=place.device,
+            cluster_detection_method="deactivate", initialization_timeout=seconds + 60,
+        )  # fmt: skip
+    finally:
+        deadline.cancel()
+        for name, handler in handlers.items():
+            signal.signal(name, handler)
     # JAX offers the store to no one, and has nothing else that works while a process is lost.
     from jax._src.distributed import global_state
 

@@ -4,7 +4,7 @@ import pytest
 from cifar_jax import devices
 
 
-def test_double_precision_is_compiled_without_the_micro_kernels(x64):
+def test_double_precision_is_compiled_without_the_known_options(x64):
     """They make it 18 times as slow."""
     assert devices.compiler_options() == {}
 
@@ -15,10 +15,10 @@ def test_options_that_this_jaxlib_refuses_are_left_out(monkeypatch):
 
     known = devices.compiler_options()
     jax.jit(lambda x: x + 1).lower(1).compile(compiler_options=known)
-    devices._micro_kernels.cache_clear()
+    devices._known_options.cache_clear()
     monkeypatch.setattr(jax.stages.Lowered, "compile", refuse)
     assert devices.compiler_options() == {}
-    devices._micro_kernels.cache_clear()
+    devices._known_options.cache_clear()
 
 
 def test_a_platform_that_is_not_there_is_refused():

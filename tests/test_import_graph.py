@@ -20,7 +20,6 @@ LAYERS = [
         "report",
         "report.curves",
         "report.lockstep_plot",
-        "report.marked",
         "report.shell",
         "report.summaries",
     }
@@ -37,6 +36,7 @@ LAYERS = [
         "data.order",
         "report.ledger_page",
         "commands",
+        "report.marked",
     },
     {
         "distributed",

@@ -159,7 +159,7 @@ def test_a_process_among_others_leaves_the_rest_to_them(groups, acts, tmp_path, 
     acts["cnn6_adam"] = dict.fromkeys("012", act)
     runs = iter([(groups[0], [seed]) for seed in range(3)])
     launch.train_groups(
-        runs, tmp_path, parallel=1, look=lambda: None, check_stop=lambda: None, log="log1.txt", patience=2
+        runs, tmp_path, parallel=1, look=lambda: None, check_stop=lambda: None, log="log1.txt", most_crashes=2
     )
     assert sorted(read_failures(tmp_path / "cnn6_adam")) == [0, 1]
     assert next(runs)[1] == [2], "not asked for"
@@ -170,7 +170,7 @@ def test_a_process_among_others_leaves_the_rest_to_them(groups, acts, tmp_path, 
 def test_a_crash_now_and_then_is_no_broken_machine(groups, acts, tmp_path):
     acts["cnn6_adam"] = {"0": "crash", "2": "crash"}
     runs = [(groups[0], [seed]) for seed in range(3)] + [(groups[1], [0])]
-    launch.train_groups(runs, tmp_path, parallel=1, look=lambda: None, check_stop=lambda: None, patience=2)
+    launch.train_groups(runs, tmp_path, parallel=1, look=lambda: None, check_stop=lambda: None, most_crashes=2)
     assert statuses(groups, tmp_path)["cnn6_step", 0] == "done"
 
 

@@ -7,6 +7,7 @@ import pytest
 import table_example
 from conftest import ROOT
 
+from cifar_jax.errors import InputError
 from cifar_jax.table.lecture import EPOCHS, LECTURE
 from cifar_jax.table.markdown import main, markdown, recorded, with_results
 
@@ -108,3 +109,7 @@ def test_the_command_writes_between_the_markers(tmp_path, table):
     assert text.startswith("before\n<!-- results: x -->\n\n| network |")
     assert text.endswith("\n\n<!-- end of results -->\nafter\n")
     assert markdown(table) in text
+    readme.write_text("no markers")
+    with pytest.raises(InputError, match="cannot be filled: The text must have the markers"):
+        main([str(readme)])
+    assert readme.read_text() == "no markers"

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cifar_jax.commands import exit_code, help_wanted
-from cifar_jax.errors import InputError
-from cifar_jax.report.marked import fill
+from cifar_jax.report.marked import fill, fill_file
 
 # What `python -m cifar_jax.benchmark --json` and `... suite --json` have written.
 FILES = ("benchmark_gpu.json", "benchmark_cpu.json")
@@ -112,14 +111,10 @@ def main(argv: list[str]) -> None:
     """Writes the tables into the file `argv[0]`, from the folder `results` beside it.
 
     Raises:
-      InputError: there is no such file.
+      InputError: as `marked.fill_file`.
     """
-    if help_wanted(argv, __doc__):
-        return
-    if len(argv) != 1 or not Path(argv[0]).is_file():
-        raise InputError(f"The file to fill must be one such as README.md, got {' '.join(argv)!r}.")
-    path = Path(argv[0])
-    path.write_text(with_speed(path.read_text(), speed_tables(path.parent / "results")))
+    if not help_wanted(argv, __doc__):
+        fill_file(argv, lambda text, results: with_speed(text, speed_tables(results)))
 
 
 if __name__ == "__main__":

@@ -43,8 +43,8 @@ _KEYS = {
     "epochs": "train.epochs", "limit_train": "data.limit_train", "limit_test": "data.limit_test", "dtype": "dtype",
     "data_dir": "data.dir",
 }  # fmt: skip
-# Crashes in a row, such as those of a broken GPU, after which a process of a job leaves what is left to the others.
-_PATIENCE = 2
+# In a row, such as on a broken GPU, after which a process of a job leaves what is left to the others.
+_CRASHES = 2
 
 
 class _Parser(argparse.ArgumentParser):
@@ -181,7 +181,7 @@ def main(argv: list[str]) -> int:
                     work if job is None else _in_turn(work, job), workdir, parallel=arguments.parallel, look=look,
                     check_stop=interrupt.check if job is None else job.check_stop,
                     log="log.txt" if job is None else f"log{job.process_id}.txt", device=place and place.device,
-                    patience=None if job is None else _PATIENCE,
+                    most_crashes=None if job is None else _CRASHES,
                 )  # fmt: skip
                 if job is not None:
                     job.wait_for_others(look)

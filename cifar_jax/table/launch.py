@@ -38,7 +38,7 @@ def train_groups(
     check_stop: Callable[[], None],
     log: str = "log.txt",
     device: int | None = None,
-    patience: int | None = None,
+    most_crashes: int | None = None,
 ) -> None:
     """Trains groups' runs under the seeds that `work` gives, in its order, `parallel` processes at a time.
 
@@ -53,12 +53,11 @@ def train_groups(
       check_stop: likewise; may raise to stop everything in good order.
       log: the file's name.
       device: which of the machine's GPUs they may use; None for all that this process may.
-      patience: crashes in a row after which no more work is asked for, where others may fare better with it, who are
-        not to be stopped either; None never gives up.
+      most_crashes: in a row, after which no more work is asked for; None where there is no other process to do it.
 
     Raises:
       InputError: the first process to end was refused what it needs, such as a device, and nothing was trained. Not
-        with `patience`.
+        with `most_crashes`: other processes may fare better.
     """
     environment = _environment(parallel, device)
     work, again, active, ended, crashes = iter(work), collections.deque(), [], 0, 0
@@ -73,11 +72,11 @@ def train_groups(
             for worker in [worker for worker in active if worker.process.poll() is not None]:
                 active.remove(worker)
                 why, open_seeds = _note_end(worker, workdir)
-                if worker.process.returncode == 2 and not ended and patience is None:
+                if worker.process.returncode == 2 and not ended and most_crashes is None:
                     raise InputError(why)
                 ended += 1
                 crashes = crashes + 1 if open_seeds else 0
-                if crashes == patience:
+                if crashes == most_crashes:
                     print(f"Error: {why} This process takes no more runs.", file=sys.stderr, flush=True)
                     work = iter(())
                 if open_seeds[1:]:

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cifar_jax.commands import exit_code, help_wanted
-from cifar_jax.errors import InputError
 from cifar_jax.progress import duration
-from cifar_jax.report.marked import fill
+from cifar_jax.report.marked import fill, fill_file
 from cifar_jax.table.cells import SPREAD, best
 from cifar_jax.table.document import document
 from cifar_jax.table.lecture import EPOCHS, LECTURE
@@ -188,14 +187,10 @@ def main(argv: list[str]) -> None:
     """Writes the results into the file `argv[0]`, from the folder `results` beside it.
 
     Raises:
-      InputError: there is no such file.
+      InputError: as `marked.fill_file`.
     """
-    if help_wanted(argv, __doc__):
-        return
-    if len(argv) != 1 or not Path(argv[0]).is_file():
-        raise InputError(f"The file to fill must be one such as README.md, got {' '.join(argv)!r}.")
-    path = Path(argv[0])
-    path.write_text(with_results(path.read_text(), recorded(path.parent / "results")))
+    if not help_wanted(argv, __doc__):
+        fill_file(argv, lambda text, results: with_results(text, recorded(results)))
 
 
 if __name__ == "__main__":
