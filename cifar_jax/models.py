@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from cifar_jax.batch_norm import BatchNormRule, stats_dtype
+from cifar_jax.convolution import Conv
 from cifar_jax.layers import BatchNormRelu, torch_bias_init, torch_kernel_init
 
 Stages = tuple[tuple[int, ...], ...]
@@ -61,10 +62,7 @@ class CNN(nn.Module):
                     # On a CPU, XLA would compute it once more inside the transposition for the weights' gradient, which
                     # is three times as slow as a transposition alone.
                     x = jax.lax.optimization_barrier(x)
-                x = nn.Conv(
-                    width, (3, 3), padding=1, use_bias=False, dtype=self.dtype, param_dtype=param_dtype,
-                    kernel_init=kernel_init, name=f"conv{number}",
-                )(x)  # fmt: skip
+                x = Conv(width, kernel_init, self.dtype, param_dtype, name=f"conv{number}")(x)
                 x = BatchNormRelu(
                     self.norm_rule, self.epsilon, compare=self.norm_compare, pool=place == len(widths),
                     name=f"norm{number}",

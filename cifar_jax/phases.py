@@ -106,7 +106,7 @@ def whole_by_default(experiment: Experiment) -> bool:
 
 
 def _compile(function, *arguments, **options):
-    return function.lower(*arguments, **options).compile(compiler_options=compiler_options())
+    return function.lower(*arguments, **options).compile(compiler_options=compiler_options(options["model"].dtype))
 
 
 def _feed(experiment: Experiment, split: Split, batches: Iterable[steps.Batch]) -> Iterator[tuple[Split, steps.Batch]]:

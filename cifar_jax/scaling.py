@@ -152,7 +152,7 @@ def compile_step(stages, size: int, parallel: DataParallel | None) -> Step:
     lowered = steps.train_step.lower(
         state, images, labels, batch, model=model, tx=tx, transform=Transform(size, "flip", True), parallel=parallel
     )
-    return Step(lowered.compile(compiler_options=compiler_options()), state, images, labels, batch)
+    return Step(lowered.compile(compiler_options=compiler_options(model.dtype)), state, images, labels, batch)
 
 
 def count(name: str, size: int, sync: str) -> dict:

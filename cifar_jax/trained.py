@@ -128,7 +128,7 @@ def compile_probabilities(
     compiled = (
         jax.jit(probabilities, static_argnames=tuple(parts))
         .lower(trained.variables, images, **parts)
-        .compile(compiler_options=compiler_options())
+        .compile(compiler_options=compiler_options(trained.model.dtype))
     )
 
     def run(images):

@@ -75,7 +75,7 @@ def test_predictions_are_the_networks_bit_for_bit(trained_run, run, test_images)
         return jax.nn.softmax(ours.model.apply(variables, to_float(images, normalize=True), train=False))
 
     images = trained_run[2].test.images
-    program = jax.jit(network).lower(ours.variables, images[:10]).compile(compiler_options=compiler_options())
+    program = jax.jit(network).lower(ours.variables, images[:10]).compile(compiler_options(ours.model.dtype))
     expected = np.concatenate([program(ours.variables, part) for part in (images[:10], images[10:20])])
     found = predicted(run, test_images)
     np.testing.assert_array_equal(np.stack([p.probabilities for p in found[:20]]), expected)

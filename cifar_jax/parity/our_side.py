@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -92,7 +93,8 @@ class OurStep(NamedTuple):
 # Compiled once for each part, so that runs that share a part share its program.
 @functools.cache
 def _compiled(part: Callable) -> Callable:
-    return jax.jit(part, compiler_options=compiler_options())
+    # Or float64, which JAX's setting tells; never half.
+    return jax.jit(part, compiler_options=compiler_options(jnp.float32))
 
 
 @functools.cache

@@ -63,7 +63,7 @@ def class_probabilities(experiment: Experiment, params, batch_stats, images: np.
     x, n = experiment, len(images)
     order = np.arange(n, dtype=np.int32)
     batches = phases.unstack(steps.split_epoch(order, None, batch_size=x.eval_batch_size, sampler="shuffle"))
-    score = _compiled(tuple(compiler_options().items()))
+    score = _compiled(tuple(compiler_options(x.model.dtype).items()))
     variables = {"params": params, "batch_stats": batch_stats}
     parts = [
         score(variables, images.take(batch.indices, axis=0, mode="clip"), model=x.model, transform=x.transform)
@@ -73,7 +73,7 @@ def class_probabilities(experiment: Experiment, params, batch_stats, images: np.
 
 
 @functools.cache
-def _compiled(options: tuple[tuple[str, str], ...]):
+def _compiled(options: tuple[tuple[str, str | bool], ...]):
     """One program for all runs of the same network; compiled like the evaluation, so that answers are the same."""
     return jax.jit(probabilities, static_argnames=("model", "transform"), compiler_options=dict(options))
 
