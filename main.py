@@ -34,7 +34,7 @@ def _parse(argv: list[str]) -> list[str]:
         rest = flags.FLAGS(argv)
         _CONFIG.value.to_dict()  # a file that does not exist shows here
     except Exception as error:  # a config file may raise anything
-        from cifar_jax.config import explain_flag_error
+        from cifar_jax.runs.config import explain_flag_error
 
         _fail(explain_flag_error(argv, error))
     if _MODE.value == "predict":
@@ -63,23 +63,23 @@ def main(argv: list[str]) -> None:
     if not flags.FLAGS["verbosity"].present:
         # Orbax logs dozens of lines for each checkpoint, and warns of every one that is only read.
         logging.set_verbosity(logging.ERROR if _MODE.value == "predict" else logging.WARNING)
-    from cifar_jax.cluster import find_place
-    from cifar_jax.distributed import joined
+    from cifar_jax.devices.cluster import find_place
+    from cifar_jax.devices.distributed import joined
+    from cifar_jax.devices.interrupt import Interrupted, interruptible
     from cifar_jax.errors import DivergedError, InputError
-    from cifar_jax.interrupt import Interrupted, interruptible
 
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     workdir = Path(_WORKDIR.value or Path("runs") / name)
     try:
         if _MODE.value == "predict":
-            from cifar_jax.predict import predict_pictures
+            from cifar_jax.use.predict import predict_pictures
 
             paths = [Path(path) for path in argv[1:]]
             with interruptible() as interrupt:
                 sys.exit(0 if predict_pictures(workdir, paths, as_json=_JSON.value, check_stop=interrupt.check) else 2)
         place = find_place(_COORDINATOR.value, _PROCESSES.value, _PROCESS_ID.value)
         with interruptible() as interrupt, joined(place, interrupt) as job:
-            from cifar_jax.train import evaluate_runs, train_runs
+            from cifar_jax.runs.train import evaluate_runs, train_runs
 
             if _MODE.value == "evaluate":
                 evaluate_runs(_CONFIG.value, workdir, job=job)

@@ -3,8 +3,8 @@
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from cifar_jax.config import explain_flag_error
 from cifar_jax.errors import InputError
+from cifar_jax.runs.config import explain_flag_error
 
 
 def parse(argv: list[str], *, takes: int = 0) -> tuple[list[str], ConfigDict | None]:

@@ -4,8 +4,8 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
+from cifar_jax.devices.interrupt import Interrupted
 from cifar_jax.errors import InputError
-from cifar_jax.interrupt import Interrupted
 
 
 def exit_code(main: Callable[[list[str]], int | None], argv: list[str]) -> int:

@@ -3,10 +3,10 @@
 It trains 2 of the 5 epochs; the rest is trained in JAX, and PyTorch takes the result back:
 
     python examples/pytorch_program.py half.pt --epochs=2
-    python -m cifar_jax.parity convert half.pt runs/half --config=configs/quickstart.py --config.rng=torch
+    python -m cifar_jax convert half.pt runs/half --config=configs/quickstart.py --config.rng=torch
     python main.py --config=configs/quickstart.py --config.rng=torch --workdir=runs/half --mode=evaluate
     python main.py --config=configs/quickstart.py --config.rng=torch --workdir=runs/half
-    python -m cifar_jax.parity convert runs/half whole.pt
+    python -m cifar_jax convert runs/half whole.pt
     python examples/pytorch_program.py whole.pt --epochs=5
 
 With --config.rng=torch the epochs trained in JAX shuffle and flip as this program would have gone on to do.

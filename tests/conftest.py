@@ -56,9 +56,9 @@ def trained_run(tmp_path_factory):
 
     Batches of evaluation hold 10 of the 25 test images, the last one 5. The run keeps another rule's averages as well.
     """
-    from cifar_jax import experiment, train
     from cifar_jax.data import class_names
     from cifar_jax.data.dataset import Dataset, Split
+    from cifar_jax.runs import experiment, train
     from configs import default
 
     rng = np.random.default_rng(1)

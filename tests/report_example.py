@@ -4,8 +4,8 @@ import numpy as np
 
 from cifar_jax.data.cifar import SOURCES
 from cifar_jax.data.dataset import Dataset, Split
-from cifar_jax.report.analysis import analyse
-from cifar_jax.report.summaries import from_probabilities
+from cifar_jax.studies.table.report.analysis import analyse
+from cifar_jax.studies.table.report.summaries import from_probabilities
 
 SOURCE = SOURCES["cifar100"]
 

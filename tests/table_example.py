@@ -3,8 +3,8 @@
 import math
 import random
 
-from cifar_jax.table.document import Column, document
-from cifar_jax.table.lecture import LECTURE
+from cifar_jax.studies.table.document import Column, document
+from cifar_jax.studies.table.lecture import LECTURE
 
 _ORIGIN = {
     "commit": "0123456789abcdef0123456789abcdef01234567",
@@ -63,6 +63,6 @@ def example(seeds=5):
             "configs": [f"configs/{name}.py" for name in LECTURE], "seeds": seeds, "holdout": 5000, "epochs": None,
             "limit_train": 0, "limit_test": 0, "dtype": None, "overrides": [],
         },
-        command="python -m cifar_jax.table --configs=configs/cnn*_*.py", commit=_ORIGIN["commit"],
+        command="python -m cifar_jax table --configs=configs/cnn*_*.py", commit=_ORIGIN["commit"],
         date="2026-01-01T00:00:00+00:00",
     )  # fmt: skip

@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from cifar_jax.commands import exit_code
+from cifar_jax.devices.interrupt import Interrupted
 from cifar_jax.errors import InputError
-from cifar_jax.interrupt import Interrupted
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,7 @@ def test_there_is_no_utils():
 def test_training_imports_no_torch_tensorflow_or_tfds():
     """TFDS takes seconds to import; a start that finds decoded arrays needs none of it."""
     heavy = ("torch", "tensorflow", "tensorflow_datasets")
-    code = f"import sys, cifar_jax.train; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, cifar_jax.runs.train; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
     )

@@ -1,4 +1,4 @@
-"""python -m cifar_jax.parity [ledger], lockstep or convert: the evidence that this port is PyTorch's program.
+"""python -m cifar_jax ledger [ledger], lockstep or convert: the evidence that this port is PyTorch's program.
 
 Each command is a module with `main(argv) -> int`, where argv holds what follows the command's name.
 """
@@ -11,7 +11,7 @@ from cifar_jax.errors import InputError
 
 _COMMANDS = {
     "ledger": "cifar_jax.parity.ledger",
-    "lockstep": "cifar_jax.parity.lockstep",
+    "lockstep": "cifar_jax.parity.lockstep.command",
     "convert": "cifar_jax.parity.convert",
 }
 

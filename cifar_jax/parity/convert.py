@@ -1,7 +1,7 @@
-"""python -m cifar_jax.parity convert IN OUT: weights and whole runs, from PyTorch's files to ours and back.
+"""python -m cifar_jax convert IN OUT: weights and whole runs, from PyTorch's files to ours and back.
 
-    python -m cifar_jax.parity convert half.pt runs/half --config=configs/cnn6_adam.py --config.data.dir=FOLDER
-    python -m cifar_jax.parity convert runs/half half.pt
+    python -m cifar_jax convert half.pt runs/half --config=configs/cnn6_adam.py --config.data.dir=FOLDER
+    python -m cifar_jax convert runs/half half.pt
 
 One of the two is a file, .pt, .pth or .safetensors, the other the folder of a run, as `main.py --workdir` takes it. A
 file that goes in needs the config of the run that it belongs to; a folder has its own, and its newest checkpoint goes
@@ -30,13 +30,10 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from cifar_jax.checkpoint import Checkpoints
 from cifar_jax.command_line import parse
-from cifar_jax.config import validate
 from cifar_jax.data.order import steps_per_epoch
 from cifar_jax.errors import InputError
-from cifar_jax.experiment import Experiment, build, prepare
-from cifar_jax.layers import running_stats
+from cifar_jax.nn.layers import running_stats
 from cifar_jax.parity.optimizer_state import (
     check_options,
     check_scheduler,
@@ -47,8 +44,11 @@ from cifar_jax.parity.optimizer_state import (
 )
 from cifar_jax.parity.state_dict import from_state_dict, to_state_dict
 from cifar_jax.parity.torch_file import SUFFIXES, read_file, write_file
-from cifar_jax.state import TrainState
-from cifar_jax.workdir import read_config, write_config
+from cifar_jax.runs.checkpoint import Checkpoints
+from cifar_jax.runs.config import validate
+from cifar_jax.runs.experiment import Experiment, build, prepare
+from cifar_jax.runs.state import TrainState
+from cifar_jax.runs.workdir import read_config, write_config
 
 
 class Saved(NamedTuple):

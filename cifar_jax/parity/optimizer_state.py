@@ -19,10 +19,10 @@ import ml_collections
 import numpy as np
 import optax
 
-from cifar_jax import schedules
 from cifar_jax.errors import InputError
+from cifar_jax.nn import schedules
 from cifar_jax.parity.state_dict import from_state_dict, to_state_dict
-from cifar_jax.state import TrainState
+from cifar_jax.runs.state import TrainState
 
 _MOMENTS = {
     optax.TraceState: {"trace": "momentum_buffer"},

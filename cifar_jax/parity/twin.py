@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from cifar_jax.models import NETWORKS, Stages
+from cifar_jax.nn.models import NETWORKS, Stages
 
 
 class BatchNorm2d(nn.Module):
@@ -97,7 +97,7 @@ def create_twin(
     stages: Stages = (),
     epsilon: float = 1e-5,
 ) -> CNN:
-    """The network called `name`, "cnn6" or "cnn10", as `cifar_jax.models.create_model` makes it.
+    """The network called `name`, "cnn6" or "cnn10", as `cifar_jax.nn.models.create_model` makes it.
 
     `stages` replaces its widths; `()` keeps the lecture's. float32; `.double()` makes it float64.
     """

@@ -6,12 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from cifar_jax import batch_norm as core
-from cifar_jax import layers
+from cifar_jax.nn import batch_norm as core
+from cifar_jax.nn import layers
 from cifar_jax.parity import twin
 from cifar_jax.parity.ledger.layout import nchw, nhwc
+from cifar_jax.parity.ledger.page import Picture
 from cifar_jax.parity.ledger.row import Measurement, Row, compare, compare_facts
-from cifar_jax.report.ledger_page import Picture
 
 _CHANNELS = 3
 

@@ -1,4 +1,4 @@
-"""python -m cifar_jax.parity [--only BN1,S1] [--json FILE] [--html FILE] [--markdown FILE]"""
+"""python -m cifar_jax ledger [--only BN1,S1] [--json FILE] [--html FILE] [--markdown FILE]"""
 
 import argparse
 import json
@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
-from cifar_jax.devices import select_devices
+from cifar_jax.devices.select import select_devices
 from cifar_jax.errors import InputError
 from cifar_jax.parity.ledger import run
 from cifar_jax.parity.ledger.catalogue import select
-from cifar_jax.provenance import provenance
-from cifar_jax.report.ledger_page import draw, render
+from cifar_jax.parity.ledger.page import draw, render
+from cifar_jax.runs.provenance import provenance
 
 
 class _Parser(argparse.ArgumentParser):
@@ -23,7 +23,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = _Parser(
-        prog="python -m cifar_jax.parity",
+        prog="python -m cifar_jax ledger",
         description="Measures every difference between PyTorch and JAX: torch's value, ours, and plain JAX's.",
         allow_abbrev=False,
     )

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cifar_jax import transforms
 from cifar_jax.data.order import epoch_order, split_batches
-from cifar_jax.losses import Metrics, batch_metrics
+from cifar_jax.nn import transforms
+from cifar_jax.nn.losses import Metrics, batch_metrics
 from cifar_jax.parity.ledger import lecture
 from cifar_jax.parity.ledger.layout import nchw, nhwc
+from cifar_jax.parity.ledger.page import Picture
 from cifar_jax.parity.ledger.row import Measurement, Row, compare
-from cifar_jax.report.ledger_page import Picture
 
 
 def _images(n: int = 12) -> np.ndarray:

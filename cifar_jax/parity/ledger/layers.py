@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from cifar_jax import layers, models
-from cifar_jax.batch_norm import torch_rule
-from cifar_jax.losses import cross_entropy
+from cifar_jax.nn import layers, models
+from cifar_jax.nn.batch_norm import torch_rule
+from cifar_jax.nn.convolution import Conv
+from cifar_jax.nn.losses import cross_entropy
 from cifar_jax.parity import twin
 from cifar_jax.parity.ledger import stock
 from cifar_jax.parity.ledger.layout import nchw, nhwc
@@ -52,7 +53,7 @@ def _cnn(widths: tuple[int, ...], num_classes: int = 10, **options) -> models.CN
 
 
 def _is_convolution(module: nn.Module, method: str) -> bool:
-    return isinstance(module, nn.Conv)
+    return isinstance(module, Conv)
 
 
 def _flatten() -> Measurement:
@@ -257,7 +258,7 @@ ROWS = (
         compared="height of 32x32 maps after a 2x2 max pool",
         explanation="PyTorch's stride is the window unless one is given; that of nn.max_pool is 1.",
         wrong="nn.max_pool(x, (2, 2))",
-        right="max_pool(x)  # cifar_jax.layers; or nn.max_pool(x, (2, 2), strides=(2, 2))",
+        right="max_pool(x)  # cifar_jax.nn.layers; or nn.max_pool(x, (2, 2), strides=(2, 2))",
         tolerance=0,
         reason="a whole number",
         run=_pool_size,
@@ -271,7 +272,7 @@ ROWS = (
             "reshape and max shares it between them, so values get gradients that PyTorch does not give."
         ),
         wrong="x.reshape(n, h // 2, 2, w // 2, 2, c).max((2, 4))",
-        right="max_pool(x)  # cifar_jax.layers",
+        right="max_pool(x)  # cifar_jax.nn.layers",
         tolerance=0,
         reason="the same numbers in the same places",
         run=_pool_ties,

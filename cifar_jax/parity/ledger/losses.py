@@ -7,10 +7,10 @@ import optax
 import torch
 
 from cifar_jax.data.dataset import Dataset, Split, check_dataset
-from cifar_jax.losses import batch_metrics, cross_entropy
+from cifar_jax.nn.losses import batch_metrics, cross_entropy
 from cifar_jax.parity.ledger import lecture
+from cifar_jax.parity.ledger.page import Picture
 from cifar_jax.parity.ledger.row import Measurement, Row, compare, compare_facts
-from cifar_jax.report.ledger_page import Picture
 
 _CLASSES = 100
 

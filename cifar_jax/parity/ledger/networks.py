@@ -8,16 +8,16 @@ import numpy as np
 import optax
 import torch
 
-from cifar_jax import models, optimizers
-from cifar_jax.batch_norm import flax_rule, lecture_rule, torch_rule
 from cifar_jax.errors import InputError
-from cifar_jax.losses import cross_entropy
+from cifar_jax.nn import models, optimizers
+from cifar_jax.nn.batch_norm import flax_rule, lecture_rule, torch_rule
+from cifar_jax.nn.losses import cross_entropy
 from cifar_jax.parity import twin
 from cifar_jax.parity.ledger import stock
 from cifar_jax.parity.ledger.layout import nchw
+from cifar_jax.parity.ledger.page import Picture
 from cifar_jax.parity.ledger.row import Measurement, Row, compare, compare_facts
 from cifar_jax.parity.state_dict import from_state_dict, to_state_dict
-from cifar_jax.report.ledger_page import Picture
 
 _WIDTHS, _CLASSES, _STEPS = (6, 8), 5, 80
 _RULES = {"torch": torch_rule, "lecture": lecture_rule, "flax": flax_rule}

@@ -8,9 +8,9 @@ import numpy as np
 import optax
 import torch
 
-from cifar_jax import optimizers
+from cifar_jax.nn import optimizers
+from cifar_jax.parity.ledger.page import Picture
 from cifar_jax.parity.ledger.row import Measurement, Row, compare
-from cifar_jax.report.ledger_page import Picture
 
 _STEPS = 300
 

@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from cifar_jax import models, torch_random
-from cifar_jax.batch_norm import torch_rule
 from cifar_jax.data.order import epoch_order
+from cifar_jax.nn import models
+from cifar_jax.nn.batch_norm import torch_rule
 from cifar_jax.parity import twin
 from cifar_jax.parity.ledger.row import Measurement, Row, compare
 from cifar_jax.parity.state_dict import to_state_dict
+from cifar_jax.runs import torch_random
 
 _SEED, _IMAGES, _EPOCHS = 0, 1000, 2
 _STAGES = ((8,),)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cifar_jax.report.ledger_page import Picture
+from cifar_jax.parity.ledger.page import Picture
 
 
 class Measurement(NamedTuple):

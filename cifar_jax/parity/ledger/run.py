@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from cifar_jax.errors import InputError
+from cifar_jax.parity.ledger.page import short
 from cifar_jax.parity.ledger.row import AGREE, Measurement, Row, passed, verdict
-from cifar_jax.report.ledger_page import short
 
 RAISED = "RAISES"
 
@@ -97,7 +97,7 @@ def record(outcome: Outcome) -> dict:
     }
 
 
-BEGIN, END = "<!-- ledger: begin, written by python -m cifar_jax.parity --markdown -->", "<!-- ledger: end -->"
+BEGIN, END = "<!-- ledger: begin, written by python -m cifar_jax ledger --markdown -->", "<!-- ledger: end -->"
 
 
 def markdown(outcomes: Sequence[Outcome]) -> str:

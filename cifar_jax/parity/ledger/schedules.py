@@ -8,10 +8,10 @@ import numpy as np
 import optax
 import torch
 
-from cifar_jax import schedules
+from cifar_jax.nn import schedules
 from cifar_jax.parity import twin
+from cifar_jax.parity.ledger.page import Picture
 from cifar_jax.parity.ledger.row import Measurement, Row, compare, compare_facts
-from cifar_jax.report.ledger_page import Picture
 
 _EPOCHS, _LR = 30, 0.005
 _LENGTHS = range(351, 401)

@@ -12,7 +12,7 @@ import numpy as np
 class StockCNN(nn.Module):
     """Convolution, BatchNorm, ReLU and max pool for each width; then a global average and a linear layer.
 
-    Its parameters have the names and shapes of `cifar_jax.models.CNN` with one convolution a stage. Defaults are
+    Its parameters have the names and shapes of `cifar_jax.nn.models.CNN` with one convolution a stage. Defaults are
     Flax's own.
     """
 

@@ -1,0 +1,1 @@
+"""Where it runs: choosing devices, sharing batches among them, jobs of many processes, signals."""

@@ -1,0 +1,1 @@
+"""The lecture: BatchNorm, layers, networks, losses, optimizers, schedules and image transforms, as pure functions."""

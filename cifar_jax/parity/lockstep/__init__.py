@@ -1,0 +1,1 @@
+"""One run in PyTorch and here, in lockstep: every number compared at every step."""

@@ -1,0 +1,169 @@
+"""What a trained network sees in a user's own pictures: `python main.py --mode=predict --workdir=RUN IMAGE...`.
+
+IMAGE is a picture or a folder of pictures. Of a folder, files that are no pictures, by content and name, are named and
+skipped. A picture that cannot be read is an error, and the others go on.
+"""
+
+import itertools
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from cifar_jax.errors import InputError
+from cifar_jax.use.pictures import UnknownFormatError, read_picture
+from cifar_jax.use.trained import Trained, compile_probabilities, load_trained
+
+_SHOWN = 5
+
+
+class Picture(NamedTuple):
+    """A picture that was read, or an error in its place."""
+
+    file: str
+    image: UInt8[np.ndarray, "32 32 3"] | None
+    error: str | None
+
+
+class Prediction(NamedTuple):
+    """The probability of each class of a picture, or an error in its place."""
+
+    file: str
+    probabilities: Float[np.ndarray, " classes"] | None
+    error: str | None
+
+
+def predict_pictures(
+    workdir: Path,
+    paths: Sequence[Path],
+    *,
+    as_json: bool = False,
+    check_stop: Callable[[], None] = lambda: None,
+) -> bool:
+    """Prints what the network of the run in `workdir` sees in pictures, as soon as each batch of them is read.
+
+    Args:
+      workdir: the folder of a run; see `load_trained` for which epoch.
+      paths: pictures and folders of pictures.
+      as_json: one object a line, with the probability of every class, rather than text with the likeliest.
+      check_stop: called before each picture; may raise to stop.
+
+    Returns:
+      Whether every picture could be read.
+
+    Raises:
+      InputError: nothing can be predicted, as the folder holds no trained network or no picture is named.
+    """
+    if not paths:
+        raise InputError("IMAGE must name a picture or a folder of pictures with --mode=predict, got nothing.")
+    trained, whole = load_trained(workdir), True
+    if not as_json:
+        print(_heading(trained, workdir), flush=True)
+    for prediction in predict(trained, paths, check_stop=check_stop):
+        if prediction.error is not None:
+            whole = False
+            _tell(f"Error: {prediction.error}")
+        if as_json:
+            print(json.dumps(_to_json(prediction, trained.class_names)), flush=True)
+        elif prediction.error is None:
+            print(_to_text(prediction, trained.class_names), flush=True)
+    return whole
+
+
+def predict(
+    trained: Trained, paths: Sequence[Path], *, check_stop: Callable[[], None] = lambda: None
+) -> Iterator[Prediction]:
+    """Predictions in the order of `paths`.
+
+    Pictures are read and run in batches as large as those in which the run was evaluated, so that thousands of them
+    fit into memory and get the very bits of an evaluation; fewer pictures than that go into one smaller batch, which
+    may round otherwise.
+    """
+    listed = [_list(path) for path in paths]
+    count = sum(len(argument.files) for argument in listed)
+    batch_size = min(trained.config["data.eval_batch_size"], 1 << max(count - 1, 0).bit_length())
+    pictures, run = _read(listed, check_stop), None
+    while batch := list(itertools.islice(pictures, batch_size)):
+        images = [picture.image for picture in batch if picture.image is not None]
+        if images and run is None:
+            run = compile_probabilities(trained, batch_size)
+        rows = iter(run(np.stack(images)) if images else ())
+        for file, image, error in batch:
+            yield Prediction(file, None if image is None else next(rows), error)
+
+
+class _Listed(NamedTuple):
+    """An IMAGE of the command line, and the files that it stands for."""
+
+    path: Path
+    files: list[Path]
+    is_folder: bool
+    error: str = "it holds no picture"
+
+
+def _list(path: Path) -> _Listed:
+    try:
+        return _Listed(path, sorted(path.iterdir()), True) if path.is_dir() else _Listed(path, [path], False)
+    except OSError as error:
+        return _Listed(path, [], True, f"it cannot be read: {error.strerror}")
+
+
+def _read(listed: Sequence[_Listed], check_stop: Callable[[], None]) -> Iterator[Picture]:
+    """Each file's picture or error; files of a folder that are no pictures are named and left out."""
+    for path, files, is_folder, error in listed:
+        empty = True
+        for file in files:
+            check_stop()
+            name = _printable(file)
+            if is_folder and file.is_dir():
+                _tell(f"Skipped {name}: a folder in a folder")
+                continue
+            try:
+                picture = Picture(name, read_picture(file), None)
+            except UnknownFormatError as unknown:
+                if is_folder:
+                    _tell(f"Skipped {name}: Pillow does not recognise it as a picture")
+                    continue
+                picture = Picture(name, None, str(unknown))
+            except InputError as wrong:
+                picture = Picture(name, None, str(wrong))
+            empty = False
+            yield picture
+        if empty:
+            message = f"IMAGE must be a picture or a folder of pictures, got {str(path)!r}: {error}."
+            yield Picture(_printable(path), None, message)
+
+
+def _heading(trained: Trained, workdir: Path) -> str:
+    accuracy = trained.test_accuracy
+    measured = "" if accuracy is None else f", {accuracy:.2f} % on the test images of {trained.config['data.name']}"
+    return f"{trained.config['model.name']} of {_printable(workdir)}, epoch {trained.epoch}{measured}"
+
+
+def _to_text(prediction: Prediction, class_names: Sequence[str]) -> str:
+    likeliest = np.argsort(-prediction.probabilities, kind="stable")[:_SHOWN]
+    shown = ", ".join(f"{class_names[label]} {100 * prediction.probabilities[label]:.2f} %" for label in likeliest)
+    return f"{prediction.file}: {shown}"
+
+
+def _to_json(prediction: Prediction, class_names: Sequence[str]) -> dict:
+    if prediction.error is not None:
+        return {"file": prediction.file, "error": prediction.error}
+    return {
+        "file": prediction.file,
+        "class": class_names[int(np.argmax(prediction.probabilities))],
+        "probabilities": dict(zip(class_names, prediction.probabilities.tolist(), strict=True)),
+    }
+
+
+def _printable(path: Path) -> str:
+    """The path; of a name that is no UTF-8, the other bytes as escapes."""
+    return str(path).encode(errors="backslashreplace").decode()
+
+
+def _tell(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
