@@ -36,7 +36,7 @@ def finish(*processes, timeout=900):
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
     path = tmp_path_factory.mktemp("devices") / "out.npz"
-    finish(start(ROOT / "tests" / "many_devices.py", path))
+    finish(start(ROOT / "tests" / "devices" / "many_devices.py", path))
     return path
 
 
@@ -115,7 +115,7 @@ def test_what_travels_for_replicas(out):
 
 def test_replicas_are_pytorchs_distributed_data_parallel(torch, path, out, tmp_path):
     """1e-10 over four steps in double precision, where 1e-15 a step is rounding."""
-    program, target = ROOT / "tests" / "torch_ddp.py", tmp_path / "torch.npz"
+    program, target = ROOT / "tests" / "devices" / "torch_ddp.py", tmp_path / "torch.npz"
     finish(*(start(program, rank, tmp_path / "meeting", path, target) for rank in (0, 1)))
     theirs, ours = np.load(target), out["ddp"]
     assert len(theirs["losses"]) == DDP_STEPS
