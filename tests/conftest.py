@@ -58,7 +58,8 @@ def trained_run(tmp_path_factory):
     """
     from cifar_jax.data import class_names
     from cifar_jax.data.dataset import Dataset, Split
-    from cifar_jax.runs import experiment, train
+    from cifar_jax.runs import build as experiment
+    from cifar_jax.runs import train
     from configs import default
 
     rng = np.random.default_rng(1)

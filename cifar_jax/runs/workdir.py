@@ -9,7 +9,7 @@ import ml_collections
 
 from cifar_jax.errors import InputError
 from cifar_jax.files import write_whole
-from cifar_jax.runs.config import first_difference, flatten
+from cifar_jax.runs.config import KEYS, first_difference, flatten, shown
 from cifar_jax.runs.curves import draw_curves
 from cifar_jax.runs.provenance import provenance
 
@@ -42,19 +42,30 @@ def check_workdir(workdir: Path, config: ml_collections.ConfigDict) -> None:
 
 
 def read_config(workdir: Path) -> ml_collections.ConfigDict:
-    """The saved config of the run in `workdir`.
+    """The saved config of the run in `workdir`, with every key there is today.
 
     Raises:
       InputError: there is none, or it cannot be read.
     """
     path = workdir / "config.json"
     try:
-        return ml_collections.ConfigDict(json.loads(path.read_text()))
-    except (OSError, TypeError, ValueError) as error:
+        config = ml_collections.ConfigDict(json.loads(path.read_text()))
+        flat = flatten(config)
+    except (OSError, TypeError, ValueError, RecursionError) as error:
         raise InputError(
             f"--workdir must be a new or empty folder or the folder of a run, got {str(workdir)!r}, "
             f"which has no readable config.json."
         ) from error
+    # What a run meant that is older than a key is the key's default.
+    for name, key in KEYS.items():
+        section, _, last = name.rpartition(".")
+        if section and section not in config:
+            config[section] = ml_collections.ConfigDict()
+        if section and not isinstance(config[section], ml_collections.ConfigDict):
+            raise InputError(f"{path} must be as the run wrote it: {section} is {shown(config[section])}.")
+        if name not in flat:
+            (config[section] if section else config)[last] = key.default
+    return config
 
 
 def write_config(workdir: Path, config: ml_collections.ConfigDict) -> None:

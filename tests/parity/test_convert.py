@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from cifar_jax.parity.__main__ import main
 from conftest import ROOT
 from test_train import dataset as a_dataset  # noqa: F401  (a fixture)
 from test_train import saved
@@ -16,11 +17,10 @@ from test_train import saved
 from cifar_jax.command_line import parse
 from cifar_jax.errors import InputError
 from cifar_jax.nn.transforms import transform_eval
-from cifar_jax.parity.__main__ import main
 from cifar_jax.parity.state_dict import from_state_dict, to_state_dict
 from cifar_jax.parity.torch_file import read_file
 from cifar_jax.runs import train
-from cifar_jax.runs.experiment import build, prepare
+from cifar_jax.runs.build import build, prepare
 
 STEPS = 5  # in an epoch of 70 images in batches of 16
 OVERRIDES = (

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from cifar_jax.parity.__main__ import main
 from conftest import REAL_DATA, ROOT
 from test_config import LECTURE
 
@@ -21,8 +22,8 @@ from cifar_jax.nn.batch_norm import BatchNormRule, BatchStats, Moments, normaliz
 from cifar_jax.nn.layers import BatchNorm
 from cifar_jax.nn.models import NETWORKS, create_model
 from cifar_jax.nn.transforms import Transform
-from cifar_jax.parity.__main__ import main
-from cifar_jax.runs import experiment, phases, steps
+from cifar_jax.runs import build as experiment
+from cifar_jax.runs import phases, steps
 from cifar_jax.runs.state import TrainState
 from configs import default
 

@@ -5,7 +5,8 @@ import pytest
 from test_data import served, server  # noqa: F401  (a fixture)
 
 from cifar_jax.data import cifar, shapes
-from cifar_jax.runs import experiment, train
+from cifar_jax.runs import build as experiment
+from cifar_jax.runs import train
 from configs import cifar10_scratch, quickstart
 
 

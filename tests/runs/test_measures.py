@@ -7,7 +7,8 @@ from test_train import config, dataset, timeless  # noqa: F401  (fixtures)
 
 from cifar_jax.data.dataset import Split
 from cifar_jax.errors import InputError
-from cifar_jax.runs import experiment, train
+from cifar_jax.runs import build as experiment
+from cifar_jax.runs import train
 
 
 def test_held_out_images_only_measure(dataset, config, tmp_path, monkeypatch, capsys):  # noqa: F811

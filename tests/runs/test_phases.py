@@ -7,7 +7,8 @@ from test_train import config, dataset, saved, timeless  # noqa: F401  (fixtures
 
 from cifar_jax.errors import DivergedError
 from cifar_jax.nn.layers import running_stats
-from cifar_jax.runs import experiment, phases, train
+from cifar_jax.runs import build as experiment
+from cifar_jax.runs import phases, train
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from cifar_jax.devices.interrupt import Interrupted
 from cifar_jax.nn.batch_norm import torch_rule
 from cifar_jax.nn.models import NETWORKS, create_model
 from cifar_jax.runs import train
-from cifar_jax.runs.experiment import build
+from cifar_jax.runs.build import build
 from cifar_jax.runs.torch_random import Epochs, Generator, count_draws, draw_params
 
 SEEDS = (0, 1, 1234, 2**31 - 1)

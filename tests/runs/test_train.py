@@ -14,7 +14,8 @@ from PIL import Image
 from cifar_jax.data.dataset import Dataset, Split
 from cifar_jax.devices.interrupt import Interrupted
 from cifar_jax.errors import DivergedError, InputError
-from cifar_jax.runs import experiment, train
+from cifar_jax.runs import build as experiment
+from cifar_jax.runs import train
 from cifar_jax.runs.checkpoint import Checkpoints
 from configs import default
 

@@ -16,7 +16,7 @@ from test_train import timeless
 from cifar_jax.devices.distributed import LOST
 from cifar_jax.errors import InputError
 from cifar_jax.runs.train import train_and_evaluate
-from cifar_jax.studies.table import __main__ as command
+from cifar_jax.studies.table import command
 from cifar_jax.studies.table.plan import find_configs, plan
 
 SHAPES = ("--config.data.name=shapes", "--seeds=2")

@@ -17,7 +17,8 @@ from cifar_jax.data import class_names
 from cifar_jax.data.shapes import make_shapes
 from cifar_jax.devices.select import compiler_options
 from cifar_jax.errors import InputError
-from cifar_jax.runs import experiment, phases, train
+from cifar_jax.runs import build as experiment
+from cifar_jax.runs import phases, train
 from cifar_jax.runs.checkpoint import Checkpoints
 from cifar_jax.runs.config import flatten
 from cifar_jax.use import predict, trained

@@ -4,13 +4,11 @@ python -m cifar_jax fill README.md
 """
 
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cifar_jax.commands import exit_code, help_wanted
-from cifar_jax.marked import fill, fill_file
+from cifar_jax.marked import fill
 
 # What `python -m cifar_jax benchmark --json` and `... suite --json` have written.
 FILES = ("benchmark_gpu.json", "benchmark_cpu.json")
@@ -105,17 +103,3 @@ def with_speed(text: str, tables: str) -> str:
       ValueError: the markers are not there.
     """
     return fill(text, "speed", tables)
-
-
-def main(argv: list[str]) -> None:
-    """Writes the tables into the file `argv[0]`, from the folder `results` beside it.
-
-    Raises:
-      InputError: as `marked.fill_file`.
-    """
-    if not help_wanted(argv, __doc__):
-        fill_file(argv, lambda text, results: with_speed(text, speed_tables(results)))
-
-
-if __name__ == "__main__":
-    sys.exit(exit_code(main, sys.argv[1:]))

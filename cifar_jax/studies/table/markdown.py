@@ -4,12 +4,10 @@ python -m cifar_jax fill README.md    # from results/table.json beside it
 """
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cifar_jax.commands import exit_code, help_wanted
-from cifar_jax.marked import fill, fill_file
+from cifar_jax.marked import fill
 from cifar_jax.runs.progress import duration
 from cifar_jax.studies.table.cells import SPREAD, best
 from cifar_jax.studies.table.document import document
@@ -181,17 +179,3 @@ def _statistic(value: dict | None, digits: int = 2) -> str:
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(line) + " |" for line in (heads, *rows)]
     return "\n".join([lines[0], "|" + "---|" * len(heads), *lines[1:]])
-
-
-def main(argv: list[str]) -> None:
-    """Writes the results into the file `argv[0]`, from the folder `results` beside it.
-
-    Raises:
-      InputError: as `marked.fill_file`.
-    """
-    if not help_wanted(argv, __doc__):
-        fill_file(argv, lambda text, results: with_results(text, recorded(results)))
-
-
-if __name__ == "__main__":
-    sys.exit(exit_code(main, sys.argv[1:]))
