@@ -82,3 +82,21 @@ def trained_run(tmp_path_factory):
         patch.setattr(experiment, "load_dataset", lambda name, data_dir: dataset)
         train.train_and_evaluate(config, workdir)
     return workdir, config, dataset
+
+
+def run_command(*words) -> int:
+    """Runs `python -m cifar_jax WORDS` in this process; gives its exit code."""
+    from cifar_jax.__main__ import run
+    from cifar_jax.command_line import exit_code
+
+    return exit_code(run, [str(word) for word in words])
+
+
+def config_of(flags):
+    """The config that `--config=...` and `--config.KEY=VALUE` name."""
+    from cifar_jax.command_line import Parser
+    from cifar_jax.runs.config_flags import add_config, parse
+
+    parser = Parser("test", "")
+    add_config(parser, default=None)
+    return parse(parser, list(flags)).config

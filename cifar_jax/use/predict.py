@@ -88,7 +88,7 @@ def predict_pictures(
     trained, whole = load_trained(workdir), True
     if not as_json:
         print(_heading(trained, workdir), flush=True)
-    for prediction in predict(trained, paths, check_stop=check_stop):
+    for prediction in predict_files(trained, paths, check_stop=check_stop):
         if prediction.error is not None:
             whole = False
             _tell(f"Error: {prediction.error}")
@@ -99,7 +99,7 @@ def predict_pictures(
     return whole
 
 
-def predict(
+def predict_files(
     trained: Trained, paths: Sequence[Path], *, check_stop: Callable[[], None] = lambda: None
 ) -> Iterator[Prediction]:
     """Predictions in the order of `paths`.

@@ -123,3 +123,15 @@ def compile_probabilities(
         return np.asarray(compiled(trained.variables, batch))[: len(images)]
 
     return run
+
+
+def predict(trained: Trained, images: UInt8[np.ndarray, "n 32 32 3"]) -> Float[np.ndarray, "n classes"]:
+    """The probability of each class for each image, by `Trained.class_names`; in batches, compiled at each call.
+
+    images: RGB pixels, as in `load_dataset(...).test.images` or from `read_picture`.
+    """
+    if not len(images):
+        return np.zeros((0, len(trained.class_names)), np.float32)
+    size = min(trained.config["data.eval_batch_size"], len(images))
+    run = compile_probabilities(trained, size)
+    return np.concatenate([run(images[start : start + size]) for start in range(0, len(images), size)])

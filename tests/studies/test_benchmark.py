@@ -10,12 +10,11 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_command
 
 from cifar_jax.errors import InputError
 from cifar_jax.nn.models import NETWORKS
 from cifar_jax.studies.benchmark import agreement, curves, floors, runner, settings, speed_table, suite, summary, worker
-from cifar_jax.studies.benchmark.__main__ import main
 from cifar_jax.studies.benchmark.compare import Setting
 from cifar_jax.studies.benchmark.recipe import Recipe
 
@@ -46,11 +45,9 @@ def measured(torch, tmp_path_factory):
     patch = pytest.MonkeyPatch()
     patch.setattr(worker, "CEILINGS", ("ceilings-torch",))  # a second opinion that takes seconds
     try:
-        code = main(
-            [
-                f"--config.model.stages={STAGES}", "--batch=20", "--images=60", "--epochs=2", "--repeats=1",
-                "--nostart", "--arms=P0,J1", f"--json={path}",
-            ]
+        code = run_command(
+            "benchmark", f"--config.model.stages={STAGES}", "--batch=20", "--images=60", "--epochs=2", "--repeats=1",
+            "--nostart", "--arms=P0,J1", f"--json={path}",
         )  # fmt: skip
     finally:
         patch.undo()
@@ -289,9 +286,9 @@ def flags_of(argv):
         (["--config.schedule.name=step"], "schedule.name must be 'constant' for the benchmark, got 'step'."),
         (["--config.norm.rule=flax"], "norm.rule must be 'torch' for the benchmark, got 'flax'."),
         (["--config.data.nam=x"], "data.nam is not a config key"),
-        (["--epochs=1"], "flag --epochs=1"),
-        (["everything"], "The command must be one of"),
-        (["--arms=J1", "everything"], "benchmark takes flags only, got 'everything'."),
+        (["--epochs=1"], "--epochs must be an integer of at least 2, got '1'."),
+        (["everything"], "python -m cifar_jax benchmark does not take everything; "),
+        (["--arms=J1", "everything"], "python -m cifar_jax benchmark does not take everything; "),
         (["suite", "--settings=cnn6-32"], "--settings must be some of cnn6-32-bfloat16, "),
         (["suite", "--model=cnn6"], "--model is part of --settings in a suite, got 'cnn6'."),
         (["curves", "--batches=50,x"], "--batches must be numbers above 0 between commas, got '50,x'."),
@@ -299,7 +296,7 @@ def flags_of(argv):
     ],
 )
 def test_wrong_input_is_one_sentence(argv, said, capsys):
-    assert main(argv) == 2
+    assert run_command("benchmark", *argv) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"Error: {said}")
     assert error.count("\n") == 1
@@ -348,11 +345,9 @@ def test_curves_of_a_narrow_network(tmp_path):
     The one point has as many images as the check of epochs, so that the two share a program.
     """
     files = {kind: tmp_path / f"curves.{kind}" for kind in ("png", "json")}
-    main(
-        [
-            "curves", f"--config.model.stages={STAGES}", "--batch=10", "--batches=", "--widths=", "--sizes=",
-            "--data_sizes=30", "--seconds=0", *(f"--{kind}={path}" for kind, path in files.items()),
-        ]
+    run_command(
+        "benchmark", "curves", f"--config.model.stages={STAGES}", "--batch=10", "--batches=", "--widths=", "--sizes=",
+        "--data_sizes=30", "--seconds=0", *(f"--{kind}={path}" for kind, path in files.items()),
     )  # fmt: skip
     record = json.loads(files["json"].read_text())
     assert list(record["curves"]) == ["data set size"]

@@ -60,7 +60,7 @@ sys.exit("diverge" in acts.values())
 def groups(monkeypatch):
     monkeypatch.chdir(ROOT)
     paths = find_configs("configs/cnn6_adam.py,configs/cnn6_step.py")
-    return plan(paths, ["--config.data.name=shapes", f"--config.train.epochs={EPOCHS}"], seeds=3, holdout=0)
+    return plan(paths, [("data.name", "shapes"), ("train.epochs", str(EPOCHS))], seeds=3, holdout=0)
 
 
 @pytest.fixture

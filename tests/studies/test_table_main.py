@@ -15,6 +15,7 @@ from test_train import timeless
 
 from cifar_jax.devices.distributed import LOST
 from cifar_jax.errors import InputError
+from cifar_jax.runs.config_flags import split_overrides
 from cifar_jax.runs.train import train_and_evaluate
 from cifar_jax.studies.table import command
 from cifar_jax.studies.table.plan import find_configs, plan
@@ -114,7 +115,7 @@ import runpy
 from jax._src import xla_bridge
 from cifar_jax.studies.table.report import write
 write.write_report = lambda *arguments: print("Device in use:", xla_bridge.backends_are_initialized())
-runpy.run_module("cifar_jax.studies.table", run_name="__main__")
+runpy.run_module("cifar_jax.table", run_name="__main__")
 """
 
 
@@ -140,8 +141,10 @@ def test_killed_and_called_again_it_trains_what_main_py_would(tmp_path):
     table = json.loads((tmp_path / "table" / "table.json").read_text())
     (group,) = plan(
         find_configs("configs/cnn6_cosine.py"),
-        ["--config.data.name=shapes", "--config.train.epochs=3", "--config.data.limit_train=100",
-         "--config.data.limit_test=60", *TINY[-2:]],
+        split_overrides(
+            ["--config.data.name=shapes", "--config.train.epochs=3", "--config.data.limit_train=100",
+             "--config.data.limit_test=60", *TINY[-2:]]
+        )[1],
         seeds=2, holdout=0,
     )  # fmt: skip
     alone = train_and_evaluate(group.seeded(1), tmp_path / "alone")

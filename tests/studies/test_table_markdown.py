@@ -8,8 +8,9 @@ import table_example
 from conftest import ROOT
 
 from cifar_jax.errors import InputError
+from cifar_jax.fill import filled, main
 from cifar_jax.studies.table.lecture import EPOCHS, LECTURE
-from cifar_jax.studies.table.markdown import main, markdown, recorded, with_results
+from cifar_jax.studies.table.markdown import markdown
 
 
 def rows(text, place=0):
@@ -88,12 +89,12 @@ def test_the_lectures_figures_stand_in_the_configs():
 def test_the_readmes_results_are_not_stale():
     """`python -m cifar_jax fill README.md` writes them."""
     readme = (ROOT / "README.md").read_text()
-    assert with_results(readme, recorded(ROOT / "results")) == readme
+    assert filled(readme, ROOT / "results") == readme
 
 
 def test_a_missing_marker_is_named():
-    with pytest.raises(ValueError, match="must have the markers"):
-        with_results("no markers", "table")
+    with pytest.raises(ValueError, match="must have markers such as"):
+        filled("no markers", ROOT / "results")
 
 
 def test_the_command_writes_between_the_markers(tmp_path, table):
@@ -110,6 +111,6 @@ def test_the_command_writes_between_the_markers(tmp_path, table):
     assert text.endswith("\n\n<!-- end of results -->\nafter\n")
     assert markdown(table) in text
     readme.write_text("no markers")
-    with pytest.raises(InputError, match="cannot be filled: The text must have the markers"):
+    with pytest.raises(InputError, match="cannot be filled: it must have markers such as"):
         main([str(readme)])
     assert readme.read_text() == "no markers"

@@ -43,7 +43,7 @@ def test_images(trained_run, tmp_path):
 
 
 def predicted(run, *paths):
-    return list(predict.predict(load_trained(run), paths))
+    return list(predict.predict_files(load_trained(run), paths))
 
 
 def snapshot(folder):
@@ -274,7 +274,7 @@ def test_folders_without_pictures(run, tmp_path, capsys, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(predict.Path, "iterdir", forbidden)
-    (shut,) = predict.predict(trained.Trained(flatten_of(run), *[None] * 6), [tmp_path / "texts"])
+    (shut,) = predict.predict_files(trained.Trained(flatten_of(run), *[None] * 6), [tmp_path / "texts"])
     assert shut.error.endswith("texts': it cannot be read: Permission denied.")
 
 
