@@ -1,6 +1,7 @@
 """python -m cifar_jax COMMAND: everything that this project does. Each command has a --help of its own."""
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -67,6 +68,8 @@ def run(argv: list[str]) -> int:
     Raises:
       InputError: no such command, or something that it was given is wrong.
     """
+    # Pictures go to files. The backend of a notebook that this was started from may not be installed here.
+    os.environ["MPLBACKEND"] = "agg"
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(help_text())
         return 0 if argv else 2

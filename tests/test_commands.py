@@ -125,6 +125,16 @@ def test_how_a_command_ends(error, code, said, capsys, monkeypatch):
     assert capsys.readouterr().err == said
 
 
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "no-such-backend"])
+def test_a_notebooks_backend_is_not_asked_for(backend, tmp_path):
+    done = run_process(
+        "main.py", "--config=quickstart", "--config.model.stages=((2,2),(2,2),(2,2))", "--config.data.limit_train=100",
+        "--config.data.limit_test=100", "--config.train.epochs=1", f"--workdir={tmp_path / 'run'}", MPLBACKEND=backend,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "run" / "curves.png").stat().st_size > 10_000
+
+
 def test_a_missing_package_that_is_no_extra_is_not_hidden():
     def main(argv):
         raise ModuleNotFoundError("No module named 'numpy'", name="numpy")

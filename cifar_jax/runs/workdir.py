@@ -1,6 +1,7 @@
 """A run's folder: what is written into it, and whether a run may start there."""
 
 import json
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -106,8 +107,11 @@ class RunLog:
         self._events.flush()
 
     def draw(self) -> None:
-        """Draws the curves anew."""
-        draw_curves(self._history, self._workdir.name, self._workdir / "curves.png")
+        """Draws the curves anew. A failure is said, and the run goes on: its numbers lie in metrics.jsonl."""
+        try:
+            draw_curves(self._history, self._workdir.name, self._workdir / "curves.png")
+        except Exception as error:  # fonts, caches and settings of Matplotlib may fail in any way
+            print(f"curves.png was not drawn: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Closes the event file."""

@@ -68,7 +68,7 @@ def main(argv: list[str]) -> int:
     )  # fmt: skip
     starts = None
     if given.start:
-        starts = start.measure_start(["--config=configs/quickstart.py", f"--config.platform={config.platform}"])
+        starts = start.measure_start(["--config=quickstart", f"--config.platform={config.platform}"])
         print(start.sentence(starts), flush=True)
     if given.json:
         write_json(given.json, [record], device["origin"], starts)
