@@ -21,6 +21,7 @@ from cifar_jax.devices.sharding import DataParallel, data_parallel, replicate, r
 from cifar_jax.errors import InputError
 from cifar_jax.nn import optimizers, schedules
 from cifar_jax.nn.batch_norm import RULES
+from cifar_jax.nn.fused import fuse
 from cifar_jax.nn.models import CNN, create_model
 from cifar_jax.nn.transforms import Transform
 from cifar_jax.runs import torch_random
@@ -103,15 +104,17 @@ def build(config: ml_collections.ConfigDict, dataset: Dataset) -> Experiment:
     data, norm, optimizer, schedule = config.data, config.norm, config.optimizer, config.schedule
     dataset, holdout = hold_out(dataset, data.holdout)
     rule = RULES[norm.rule]
-    model = create_model(
-        config.model.name,
-        norm_rule=rule() if norm.momentum is None else rule(norm.momentum),
-        norm_compare=tuple((name, RULES[name]()) for name in norm.compare),
-        num_classes=len(dataset.class_names),
-        stages=tuple(tuple(widths) for widths in config.model.stages),
-        epsilon=norm.epsilon,
-        init_name=config.model.init,
-        dtype=jnp.dtype(config.dtype),
+    model = fuse(
+        create_model(
+            config.model.name,
+            norm_rule=rule() if norm.momentum is None else rule(norm.momentum),
+            norm_compare=tuple((name, RULES[name]()) for name in norm.compare),
+            num_classes=len(dataset.class_names),
+            stages=tuple(tuple(widths) for widths in config.model.stages),
+            epsilon=norm.epsilon,
+            init_name=config.model.init,
+            dtype=jnp.dtype(config.dtype),
+        )
     )
     rates = schedules.learning_rates(
         schedule.name, lr=optimizer.lr, epochs=config.train.epochs, step_size=schedule.step_size,

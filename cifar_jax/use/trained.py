@@ -15,6 +15,7 @@ from cifar_jax.data.cache import cache_folder
 from cifar_jax.devices.select import compiler_options, keep_compilations, select_devices
 from cifar_jax.errors import InputError
 from cifar_jax.nn.batch_norm import RULES
+from cifar_jax.nn.fused import fuse
 from cifar_jax.nn.models import CNN, create_model
 from cifar_jax.nn.transforms import Transform, transform_eval
 from cifar_jax.runs.checkpoint import Checkpoints
@@ -63,7 +64,7 @@ def load_trained(workdir: Path) -> Trained:
     names, size = class_names(config["data.name"]), config["data.image_size"]
     rule = RULES[config["norm.rule"]]
     try:
-        model = create_model(
+        plain = create_model(
             config["model.name"],
             norm_rule=rule() if config["norm.momentum"] is None else rule(config["norm.momentum"]),
             num_classes=len(names),
@@ -73,6 +74,7 @@ def load_trained(workdir: Path) -> Trained:
         )
     except ValueError as error:
         raise InputError(f"{workdir / 'config.json'} must be as the run wrote it: {error}") from error
+    model = fuse(plain)
     images = jnp.zeros((1, size, size, 3))
     like = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
     epoch, test_accuracy, variables = _read_checkpoint(workdir, dict(like))
