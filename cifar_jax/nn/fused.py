@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float
 
 from cifar_jax.nn import batch_norm
 from cifar_jax.nn.batch_norm import Moments, stats_dtype
-from cifar_jax.nn.layers import BatchNorm, max_pool
+from cifar_jax.nn.layers import BatchNorm, check_pool, max_pool
 from cifar_jax.nn.models import CNN
 
 
@@ -53,13 +53,14 @@ def _norm_relu(x, scale, bias, mask, epsilon, pool):
     if not pool:
         return y, moments, None
     y, place = _pool(y)
-    a, b, c, d = _windows(x)
+    a, b, c, d = _windows(batch_norm.without_filling(x, mask))
     winner = jnp.where(place < 2, jnp.where(place == 0, a, b), jnp.where(place == 2, c, d))
     return y, moments, (winner, jnp.where(y > 0, place, jnp.uint8(4)))  # 4: nowhere, as ReLU stopped all four
 
 
 def _windows(x):
     """What stands at each of the four places of all windows."""
+    check_pool(x.shape)
     rows, columns = x.shape[1] // 2, x.shape[2] // 2
     windows = x[:, : 2 * rows, : 2 * columns].reshape(-1, rows, 2, columns, 2, x.shape[3])
     return [windows[:, :, i, :, j] for i in (0, 1) for j in (0, 1)]
@@ -94,7 +95,7 @@ def _norm_relu_backward(epsilon, pool, kept, grads):
     x, scale, bias, mask, (mean, var, count), pooled = kept
     axes, per_channel = tuple(range(x.ndim - 1)), (1,) * (x.ndim - 1) + (-1,)
     grad = grads[0].astype(mean.dtype)
-    centred = x.astype(mean.dtype) - mean.reshape(per_channel)
+    centred = batch_norm.without_filling(x.astype(mean.dtype), mask) - mean.reshape(per_channel)
     inverse = 1.0 / jnp.sqrt(var + epsilon)
     factor = inverse if scale is None else inverse * scale
     if pool:
@@ -107,12 +108,12 @@ def _norm_relu_backward(epsilon, pool, kept, grads):
         normalized = centred * factor.reshape(per_channel)
         grad = jnp.where((normalized if bias is None else normalized + bias.reshape(per_channel)) > 0, grad, 0)
         total, projection = jnp.sum(grad, axes), jnp.sum(grad * centred, axes)
+    count = jnp.maximum(count, 1)
     slope = (projection * jnp.square(inverse) / count).reshape(per_channel)
     through_moments = (total / count).reshape(per_channel) + centred * slope
-    if mask is not None:
-        through_moments = jnp.where(mask.reshape((-1,) + (1,) * (x.ndim - 1)), through_moments, 0)
+    x_gradient = batch_norm.without_filling((grad - through_moments) * factor.reshape(per_channel), mask)
     return (
-        ((grad - through_moments) * factor.reshape(per_channel)).astype(x.dtype),
+        x_gradient.astype(x.dtype),
         None if scale is None else projection * inverse,
         None if bias is None else total,
         None,

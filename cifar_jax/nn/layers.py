@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Shaped
 
 from cifar_jax.nn import batch_norm
 from cifar_jax.nn.batch_norm import BatchNormRule, BatchStats
@@ -27,14 +27,26 @@ def torch_bias_init(fan_in: int) -> Initializer:
     return init
 
 
-def max_pool(x: Float[Array, "batch height width channels"]) -> Float[Array, "batch rows columns channels"]:
+def max_pool(x: Shaped[Array, "*batch height width channels"]) -> Shaped[Array, "*batch rows columns channels"]:
     """The largest value of each 2x2 window; a last odd row or column is left out.
 
     The gradient goes to the first of equal values, row by row.
 
+    Raises:
+      ValueError: `x` is neither an image nor a batch of images, or is less than two pixels high or wide.
+
     Source: torch.nn.MaxPool2d(2).
     """
+    check_pool(x.shape)
     return nn.max_pool(x, (2, 2), strides=(2, 2))
+
+
+def check_pool(shape: tuple[int, ...]) -> None:
+    """Raises what `max_pool` says it raises."""
+    if len(shape) not in (3, 4) or min(shape[-3:-1]) < 2 or shape[-1] == 0:
+        raise ValueError(
+            f"max_pool takes [height, width, channels] or a batch of it, of two pixels at least each way, got {shape}."
+        )
 
 
 class BatchNorm(nn.Module):
@@ -46,7 +58,8 @@ class BatchNorm(nn.Module):
     compare: further rules by name; what they would have kept is in `mean_NAME` and `var_NAME`. See `running_stats`.
 
     Raises:
-      ValueError: in training when `batch_stats` is not mutable, or with one value per channel.
+      ValueError: in training when `batch_stats` is not mutable; and what `batch_norm.batch_norm` raises.
+      TypeError: the input is not floating point.
     """
 
     rule: BatchNormRule
@@ -66,8 +79,10 @@ class BatchNorm(nn.Module):
             kept += [(self._variables(f"_{name}", initial), rule) for name, rule in self.compare]
         scale = self.param("scale", nn.initializers.ones, (channels,), dtype) if self.affine else None
         bias = self.param("bias", nn.initializers.zeros, (channels,), dtype) if self.affine else None
+        (mean, var), _ = kept[0]
+        stats = BatchStats(mean.value, var.value)
+        batch_norm.check_input(x, scale, bias, stats, epsilon=self.epsilon, train=train)
         if not train:
-            (mean, var), _ = kept[0]
             return batch_norm.normalize(x, mean.value, var.value, scale, bias, epsilon=self.epsilon)
         y, moments = self.normalize_batch(x, scale, bias, mask)
         if self.is_initializing():

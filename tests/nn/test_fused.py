@@ -51,8 +51,8 @@ def test_norm_relu_follows_torch(torch, x64, rng, size, pool):
 @pytest.mark.parametrize("pool", [False, True])
 @pytest.mark.parametrize("affine", [False, True])
 def test_norm_relu_with_rows_that_fill_up_the_batch(x64, rng, affine, pool):
-    """They have no share in the statistics, but an output and, here, a gradient. 1e-12: rounding of doubles."""
-    x, mask = jnp.asarray(rng.normal(1, 2, (6, 4, 4, 3))), jnp.arange(6) < 4
+    """They have no share in the statistics, and no NaN of theirs gets out. 1e-12: rounding of doubles."""
+    x, mask = jnp.asarray(rng.normal(1, 2, (6, 4, 4, 3))).at[0].set(jnp.nan), (jnp.arange(6) + 5) % 6 < 4
     scale, bias = (jnp.asarray(rng.normal(size=3)) if affine else None for _ in range(2))
     weights = jnp.asarray(rng.normal(size=(6, 2, 2, 3) if pool else x.shape))
 
@@ -63,7 +63,14 @@ def test_norm_relu_with_rows_that_fill_up_the_batch(x64, rng, affine, pool):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-12), gradient(norm_relu), gradient(one_by_one)
     )
-    assert np.abs(jax.tree.leaves(gradient(norm_relu))[0][4:]).max() > 0.1
+    x_gradient = jax.tree.leaves(gradient(norm_relu))[0]
+    np.testing.assert_array_equal(x_gradient[~mask], 0)
+    assert np.abs(x_gradient[mask]).max() > 0.1
+
+
+def test_the_pool_after_norm_relu_refuses_a_map_of_one_row():
+    with pytest.raises(ValueError, match="max_pool takes"):
+        norm_relu(jnp.zeros((2, 1, 4, 3)), None, None, None, 1e-5, True)
 
 
 def convolution_convolution_gradients(convolve, x, kernel, grad):

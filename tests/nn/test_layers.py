@@ -1,3 +1,5 @@
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -92,3 +94,35 @@ def test_max_pool_is_torchs_and_its_gradient_goes_to_the_first_of_equals(torch, 
     if levels == 2 and size == (8, 8):  # sharing the gradient between equals, as reshape and max does, is another one
         shared = jax.grad(lambda a: jnp.sum(a.reshape(6, 4, 2, 4, 2, 3).max((2, 4)) * weights))(jnp.asarray(x))
         assert np.abs(shared - grad).max() > 0.1
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 4, 3), (2, 4, 1, 3), (2, 0, 4, 3), (1, 1, 3), (2, 4, 4, 0), (2, 4, 4, 4, 3)])
+def test_max_pool_refuses_what_torch_refuses(torch, shape):
+    with pytest.raises(ValueError, match=r"max_pool takes \[height, width, channels\] or a batch of it, of two pixels"):
+        inspect.unwrap(max_pool)(jnp.zeros(shape))
+    with pytest.raises(RuntimeError):
+        torch.nn.functional.max_pool2d(torch.zeros(shape).movedim(-1, -3), 2)
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 4, 3), (4, 5, 3), (2, 3, 2, 1)])
+@pytest.mark.parametrize("dtype", ["float32", "int32", "uint8"])
+def test_max_pool_defines_what_torch_defines(torch, rng, shape, dtype):
+    x = rng.integers(0, 100, shape).astype(dtype)
+    expected = torch.nn.functional.max_pool2d(torch.tensor(x).movedim(-1, -3), 2).movedim(-3, -1).numpy()
+    y = max_pool(jnp.asarray(x))
+    np.testing.assert_array_equal(y, expected)
+    assert (y.shape, y.dtype) == (expected.shape, expected.dtype)
+
+
+def test_max_pool_gives_nan_where_a_window_has_one(torch):
+    x = np.array([[1.0, np.nan], [2.0, 3.0]], np.float32).reshape(1, 2, 2, 1)
+    y, _ = torch_pool(torch, x, np.ones((1, 1, 1, 1), np.float32))
+    np.testing.assert_array_equal(max_pool(jnp.asarray(x)), y)
+
+
+def test_the_module_refuses_statistics_of_another_network(norm):
+    """One value for three channels would be spread over them without a word."""
+    module, variables, x = norm
+    stats = {"mean": jnp.zeros(1), "var": jnp.ones(1)}
+    with pytest.raises(ValueError, match=r"takes a stats.mean of shape \(3,\) .*, got \(1,\)"):
+        module.apply({**variables, "batch_stats": stats}, x, train=False)
