@@ -79,12 +79,14 @@ def _resize_axis(images: UInt8[Array, "batch _ _ 3"], axis: int, out_size: int) 
 def resize(images: UInt8[Array, "batch height width 3"], size: int) -> UInt8[Array, "batch {size} {size} 3"]:
     """Bicubic resize to `size` x `size`, equal to Pillow's on every pixel.
 
-    Pillow rounds and clips to uint8 after each of its two passes (first along the width, then along the height) and
-    works in fixed point; `jax.image.resize` does neither and parts from it by up to 45 levels.
+    Pillow rounds and clips to uint8 after each of its two passes and works in fixed point; `jax.image.resize` does
+    neither and parts from it by up to 45 levels. The width comes first, unless it grows and the height shrinks. (So
+    does Pillow 13; in Pillow 11 it always comes first, which makes a difference for such pictures alone.)
 
-    Source: Pillow, Image.resize with Resampling.BICUBIC, which torchvision's Resize calls for PIL images.
+    Source: Pillow 13, Image.resize with Resampling.BICUBIC, which torchvision's Resize calls for PIL images.
     """
-    for axis in (2, 1):
+    _, height, width, _ = images.shape
+    for axis in (1, 2) if height > size > width else (2, 1):
         if images.shape[axis] != size:
             images = _resize_axis(images, axis, size)
     return images

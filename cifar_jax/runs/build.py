@@ -21,6 +21,7 @@ from cifar_jax.devices.sharding import DataParallel, data_parallel, replicate, r
 from cifar_jax.errors import InputError
 from cifar_jax.nn import optimizers, schedules
 from cifar_jax.nn.batch_norm import RULES
+from cifar_jax.nn.fused import fuse
 from cifar_jax.nn.models import CNN, create_model
 from cifar_jax.nn.transforms import Transform
 from cifar_jax.runs import torch_random
@@ -104,18 +105,20 @@ def _load(config: ml_collections.ConfigDict) -> Dataset:
 
 
 def build_model(config: ml_collections.ConfigDict, num_classes: int) -> CNN:
-    """The network that a config names, wherever it is used: in training, prediction, export and comparison."""
+    """The network that a config names, in its fused form, wherever it is used: training, prediction, export."""
     model, norm = config.model, config.norm
     rule = RULES[norm.rule]
-    return create_model(
-        model.name,
-        norm_rule=rule() if norm.momentum is None else rule(norm.momentum),
-        norm_compare=tuple((name, RULES[name]()) for name in norm.compare),
-        num_classes=num_classes,
-        stages=tuple(tuple(widths) for widths in model.stages),
-        epsilon=norm.epsilon,
-        init_name=model.init,
-        dtype=jnp.dtype(config.dtype),
+    return fuse(
+        create_model(
+            model.name,
+            norm_rule=rule() if norm.momentum is None else rule(norm.momentum),
+            norm_compare=tuple((name, RULES[name]()) for name in norm.compare),
+            num_classes=num_classes,
+            stages=tuple(tuple(widths) for widths in model.stages),
+            epsilon=norm.epsilon,
+            init_name=model.init,
+            dtype=jnp.dtype(config.dtype),
+        )
     )
 
 

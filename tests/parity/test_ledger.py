@@ -141,7 +141,7 @@ MISTAKES = {
     "BN9": ("cifar_jax.nn.batch_norm.update_stats", lambda stats, *a, rule: stats),
     "L3": ("cifar_jax.nn.layers.torch_kernel_init", lecun),
     "L3B": ("cifar_jax.nn.layers.torch_bias_init", lambda fan_in: nn.initializers.zeros),
-    "L4": ("cifar_jax.nn.layers.max_pool", lambda x: nn.max_pool(x, (2, 2))),
+    "L4": ("cifar_jax.nn.models.max_pool", lambda x: nn.max_pool(x, (2, 2))),
     "L4T": (
         "cifar_jax.nn.layers.max_pool",
         lambda x: x.reshape(len(x), x.shape[1] // 2, 2, x.shape[2] // 2, 2, -1).max((2, 4)),
