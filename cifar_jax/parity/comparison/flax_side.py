@@ -106,7 +106,7 @@ def _nnx(module, inputs, call) -> Port:
     def split(train: bool):
         (module.train if train else module.eval)()
         graph, params, stats, rest = nnx.split(module, nnx.Param, _is_statistic, ...)
-        return graph, nnx.to_flat_state(params), nnx.to_flat_state(stats), rest
+        return graph, *(nnx.to_flat_state(each) for each in (params, stats, rest))
 
     def flat(state) -> Flat:
         return {"/".join(map(str, path)): variable[...] for path, variable in state}
@@ -116,12 +116,16 @@ def _nnx(module, inputs, call) -> Port:
             [(path, variable.replace(arrays["/".join(map(str, path))])) for path, variable in state]
         )
 
+    def fresh(state):
+        # Counters of random numbers are changed by a call, and may not be those of another trace.
+        return nnx.from_flat_state([(path, variable.replace(variable[...])) for path, variable in state])
+
     parts = {train: split(train) for train in (True, False)}
     arguments = {train: _arguments(module, call, train) for train in (True, False)}
 
     def run(params, stats, inputs, key, train):
         graph, its_params, its_stats, rest = parts[train]
-        copy = nnx.merge(graph, filled(its_params, params), filled(its_stats, stats), rest)
+        copy = nnx.merge(graph, filled(its_params, params), filled(its_stats, stats), fresh(rest))
         with _scoped(copy):
             outputs = copy(*inputs, **arguments[train])
         _, _, after, _ = nnx.split(copy, nnx.Param, _is_statistic, ...)

@@ -19,7 +19,8 @@ _MOST = 20_000
 class InitialResult(NamedTuple):
     """One tensor's initial distribution on both sides.
 
-    name, path: of the tensor. torch, flax: in words. families: the form of both, PyTorch's first. p: of the test; 1 where both are the same constant.
+    name, path: of the tensor. torch, flax: in words. families: the form of both, PyTorch's first.
+    p: of the test; 1 where both are the same constant.
     """
 
     name: str
