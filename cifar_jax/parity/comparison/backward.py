@@ -54,8 +54,11 @@ def compare_gradients(
       tolerance: of an error relative to the largest entry of a gradient.
     """
     forward, torch_gradients = run(changes)
-    pairs = {}
+    pairs: dict[int, int] = {}
+    last = {id(call.live): call.index for call in forward.calls}
     for index, numbers in matched.items():
+        if last[id(forward.calls[index].live)] != index:
+            continue  # changed in place later, so that its gradient is that of the later value
         for number in numbers:
             value, output = port.values[number], forward.calls[index].output
             if (
@@ -210,6 +213,13 @@ def _first(forward: Run, values: Mapping[int, float], parameters: Mapping[str, f
 
 def _options(call: Call, name: str):
     """Changes that leave the forward pass as it is and alter the backward one, with what they mean."""
+    if name and call.name == "embedding" and call.arguments.get("padding_idx") is not None:
+        yield (
+            "padding_row",
+            "gives the row of the padding token a gradient; PyTorch's padding_idx keeps that row as it is",
+            "stop the gradient of that row: table.at[0].set(jax.lax.stop_gradient(table[0]))",
+            lambda c, a: call_again(c, {**a, "padding_idx": None}),
+        )
     if name:
         slots = [slot for slot, its in call.parameters.items() if its == name]
 
@@ -223,6 +233,13 @@ def _options(call: Call, name: str):
             frozen,
         )
     else:
+        if call.name == "relu":
+            yield (
+                "relu_at_zero",
+                "gives the gradient 0.5 where the input is exactly 0, as jnp.maximum(x, 0) does",
+                "nn.relu(x)",
+                lambda c, a: torch.maximum(a["input"], torch.zeros_like(a["input"])),
+            )
         yield (
             "stopped_gradient",
             "stops the gradient behind this value",

@@ -97,7 +97,7 @@ def _compare(torch_model, flax_module, batches, loss, call, torch_call, mapping,
     params = provoke.provoking_weights(port.params, 0, positive=False)
     stats = provoke.provoking_weights(port.stats, 1, positive=True)
     flat = {**params, **{path: array for path, array in stats.items() if array is not None}}
-    start = {name: tensor.detach().numpy().copy() for name, tensor in tensors.items()}
+    start = _start(model)
     sides = _Sides(model, inputs, port, port_inputs_, params, stats, flat, start)
     if loss is not None and labels is None:
         labels = _labels(loss[0], first)
@@ -183,6 +183,15 @@ def _double(model: torch.nn.Module) -> torch.nn.Module:
 
 def _tensors_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return dict(model.named_parameters()) | dict(model.named_buffers())
+
+
+def _start(model: torch.nn.Module) -> dict[str, np.ndarray]:
+    """PyTorch's tensors before the port's come in: provoking parameters, for those that have no counterpart."""
+    parameters = {
+        name: jax.ShapeDtypeStruct(tuple(each.shape), np.float64) for name, each in model.named_parameters()
+    }
+    buffers = {name: each.detach().numpy().copy() for name, each in model.named_buffers()}
+    return provoke.provoking_weights(parameters, 3, positive=False) | buffers
 
 
 def _arrays(batches, model, has_loss: bool) -> tuple[list[np.ndarray], np.ndarray | None]:
@@ -351,21 +360,13 @@ def _spec_findings(mapping: WeightMap, first: Run, run: PortRun, findings, compa
     causes = {each.cause for each in findings}
     names = [("torch", name) for name in mapping.torch_only] + [("flax", path) for path in mapping.flax_only]
     if names and not causes & explained:
-        for side, name in names:
-            says = (
-                f"has no counterpart of PyTorch's {name}" if side == "torch" else f"has {name}, which PyTorch has not"
-            )
-            where = Where(
-                "spec",
-                name if side == "torch" else "",
-                "",
-                None,
-                name if side == "flax" else "",
-                "",
-                None,
-                float("nan"),
-            )
-            found.append(Finding("parameters", says, "", FAULT, (where,)))
+        where = tuple(
+            Where("spec", name * (side == "torch"), "", None, name * (side == "flax"), "", None, float("nan"))
+            for side, name in names
+        )
+        words = {"torch": "has no counterpart of PyTorch's {}", "flax": "has {}, which PyTorch has not"}
+        says = "; ".join(words[side].format(name) for side, name in names[:6])
+        found.append(Finding("parameters", says + (" and more" if len(names) > 6 else ""), "", FAULT, where))
     if compare_outputs:
         shapes = [tuple(each.shape) for each in first.outputs], [run.values[n].shape for n in run.outputs]
         if len(shapes[0]) != len(shapes[1]) or any(

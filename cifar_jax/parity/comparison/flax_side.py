@@ -90,7 +90,8 @@ def _linen(module, inputs, call) -> Port:
         its_module, arguments = in_mode(train)
         variables = {"params": unflatten(params), **unflatten(stats)}
         keys = {"params": key, "dropout": jax.random.fold_in(key, 1)}
-        mutable = sorted({path.partition("/")[0] for path in stats}) if train else False
+        # In evaluation too: a port may update its statistics there, which is a fault to name and not to raise.
+        mutable = sorted({path.partition("/")[0] for path in stats})
         if mutable:
             outputs, new = its_module.apply(variables, *inputs, rngs=keys, mutable=mutable, **arguments)
             return outputs, {**stats, **flatten(dict(new))}

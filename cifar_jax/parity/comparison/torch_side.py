@@ -5,6 +5,7 @@ does (`torch.cat`, `x + y`). It can also answer a call in another way: so a copy
 with autograd running through the change. Attention is spelt out into the calls that it consists of.
 """
 
+import dis
 import itertools
 import math
 import sys
@@ -70,7 +71,7 @@ class Call(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A forward pass: its calls, the model's results, and which calls gave them."""
+    """A forward pass: its calls, the model's results, and which calls gave them; no results where it ended early."""
 
     calls: list[Call]
     outputs: list[torch.Tensor]
@@ -308,7 +309,9 @@ class Recorder(TorchFunctionMode):
                 return attention(**bind(name, args, kwargs))
         if kwargs.get("inplace"):
             kwargs["inplace"] = False
-        if getattr(function, "__name__", "") in ("__iadd__", "__isub__", "__imul__", "__itruediv__"):
+        if name in _AUGMENTED and _is_augmented_assignment():
+            # The name on its left gets the result, so that it need not be the same tensor.
+            name = name[:-1]
             function = getattr(torch, name)
         if (
             name.endswith("_")
@@ -318,7 +321,10 @@ class Recorder(TorchFunctionMode):
             and name != "add_"
         ):
             name = name[:-1]
-        return self._record(name, function, bind(name, args, kwargs), args, kwargs)
+        arguments = bind(name, args, kwargs)
+        if name == "hardtanh" and (arguments.get("min_val"), arguments.get("max_val")) in ((0, 6), (0.0, 6.0)):
+            name = "relu6"
+        return self._record(name, function, arguments, args, kwargs)
 
     def _record(self, name, function, arguments, args, kwargs):
         tensors = list(_tensors(arguments))
@@ -473,6 +479,18 @@ def fitting_masks(mask: np.ndarray, x: torch.Tensor) -> list[torch.Tensor]:
     return found
 
 
+_AUGMENTED = ("add_", "sub_", "mul_", "div_")
+
+
+def _is_augmented_assignment() -> bool:
+    """Whether the user's line is `x += y` or the like, not `x.add_(y)`: by the instruction that makes the call."""
+    frame = _user_frame()
+    return frame is not None and dis.opname[frame.f_code.co_code[frame.f_lasti]] in _AUGMENTED_OPERATIONS
+
+
+_AUGMENTED_OPERATIONS = ("BINARY_OP", "INPLACE_ADD", "INPLACE_SUBTRACT", "INPLACE_MULTIPLY", "INPLACE_TRUE_DIVIDE")
+
+
 def _shares_memory(output: torch.Tensor, inputs: Sequence[torch.Tensor]) -> bool:
     return any(output is each or output.data_ptr() == each.data_ptr() for each in inputs)
 
@@ -489,11 +507,17 @@ def _tensors(tree: Any):
 
 
 def _user_source() -> Source | None:
+    frame = _user_frame()
+    return None if frame is None else Source(frame.f_code.co_filename, frame.f_lineno)
+
+
+def _user_frame():
+    """The innermost frame that is neither torch's nor this package's."""
     frame = sys._getframe(2)
     while frame is not None:
         file = frame.f_code.co_filename
         if not file.startswith(_TORCH_FILES) and not file.startswith("<") and "contextlib" not in file:
-            return Source(file, frame.f_lineno)
+            return frame
         frame = frame.f_back
     return None
 
@@ -552,6 +576,11 @@ def run_model(
             if after is not None:
                 result = after(result)
     except Stop:
+        return Run(recorder.calls, [], [])
+    except Exception:
+        if not changes:
+            raise
+        # A change may give a shape that a later call cannot take; what came before still says something.
         return Run(recorder.calls, [], [])
     finally:
         for handle in handles:

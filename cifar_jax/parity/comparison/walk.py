@@ -138,7 +138,7 @@ def walk(
         mapping = _prove(mapping, run, state)
         roots = state.roots()
         if not roots or len(differences) >= _MOST_PLACES:
-            return Walk(differences, changes, run, mapping, not roots, state.matched)
+            return Walk(differences, changes, run, mapping, not roots and bool(run.outputs), state.matched)
         root = run.calls[roots[0]]
         progress(f"{root.module or 'the model'}: {root.name} differs; trying what could explain it")
         trial = _Trial(runner, matcher, run, state, root, mapping, changes)
@@ -173,9 +173,28 @@ class _State(NamedTuple):
         return found
 
     def roots(self) -> list[int]:
-        """Bad calls whose inputs are all good, first ones first."""
+        """Bad calls whose inputs are all good, first ones first.
+
+        Of a run that ended early, calls without an equal whose inputs have equals, and from which none follows.
+        """
+        if not self.run.outputs:
+            return self._last_unmatched()
         bad = self.bad()
         return sorted(i for i in bad if not any(each in bad for each in self.run.calls[i].inputs))
+
+
+    def _last_unmatched(self) -> list[int]:
+        helps: set[int] = set()
+        for call in reversed(self.run.calls):
+            if call.index in self.matched or call.index in helps:
+                helps |= set(call.inputs)
+        return [
+            call.index
+            for call in self.run.calls
+            if call.index not in self.matched
+            and call.index not in helps
+            and all(i < 0 or i in self.matched or i in helps for i in call.inputs)
+        ]
 
 
 class _Matcher:
@@ -343,9 +362,11 @@ def _settle(trial: _Trial, arrays, train: bool):
     return (
         _best_mapping(trial, other_orders(trial.mapping, names))
         or _best_hypothesis(trial, place, [kind for kind in kinds if kind.functions is not None])
-        or _at_earlier_call(trial, arrays, train)
+        or _at_earlier_calls(trial, _silent_before(trial), arrays, train)
         or _best_mapping(trial, exchanges(trial.mapping, names))
         or _best_hypothesis(trial, place, [kind for kind in kinds if kind.functions is None])
+        # A call just before it may have an equal that the port does not use, such as the last state of a scan.
+        or _at_earlier_calls(trial, [i for i in trial.root.inputs if i >= 0], arrays, train)
         or _port_values(trial)
     )
 
@@ -373,7 +394,7 @@ def _parameters(call: Call):
 def _best_mapping(trial: _Trial, options):
     best = None
     for says, mapping in options:
-        gain = trial.attempt({}, mapping)
+        gain = trial.attempt({}, mapping, count_root=trial.counts)
         if gain > (best[0] if best else 0):
             best = (gain, says, mapping)
         if gain == math.inf:
@@ -422,16 +443,10 @@ def _most(trial: _Trial, proposals: Sequence[Proposal]):
     return None if run is None else (best[1], trial.mapping, run, trial)
 
 
-def _at_earlier_call(trial: _Trial, arrays, train: bool):
-    """A change at an earlier call, whose equal in the port says nothing.
-
-    Such are calls that keep the elements they take, as dropout does in evaluation, those whose elements the port has
-    in another order, and the calls whose results the root takes.
-    """
-    # A call just before it may have an equal that the port does not use, such as the last state of a scan.
-    direct = [i for i in trial.root.inputs if i >= 0]
-    for earlier in dict.fromkeys([*_silent_before(trial), *direct]):
-        call = trial.run.calls[earlier]
+def _at_earlier_calls(trial: _Trial, earlier: Sequence[int], arrays, train: bool):
+    """A change at one of some earlier calls, whose equal in the port does not prove that they agree."""
+    for index in earlier:
+        call = trial.run.calls[index]
         there = _Trial(
             trial.runner,
             trial.matcher,
@@ -442,6 +457,9 @@ def _at_earlier_call(trial: _Trial, arrays, train: bool):
             trial.changes,
             last=trial.root.index,
         )
+        names = [part for name in call.parameters.values() for part in name.split("+")]
+        if names and (chosen := _best_mapping(there, other_orders(there.mapping, names))) is not None:
+            return chosen
         place = _place(there, arrays, train)
         for kind in concerning(call.name):
             if kind.functions is None:
@@ -465,7 +483,10 @@ def _silent_before(trial: _Trial) -> list[int]:
         seen.add(index)
         call = trial.run.calls[index]
         before = {n for i in call.inputs for n in matched.get(i, ())}
-        if set(matched[index]) <= before or not _same_order(trial, index):
+        # A packed projection is cut right after it.
+        if call.name == "linear" and trial.root.name in ("chunk", "split", "unflatten", "view", "reshape", "__getitem__"):
+            found.append(index)
+        elif set(matched[index]) <= before or not _same_order(trial, index):
             found.append(index)
             todo += list(call.inputs)
     return sorted(found)

@@ -1,5 +1,6 @@
 """Hypotheses about activations, dropout, numbers that multiply or add, and numeric types."""
 
+import functools
 import math
 
 import numpy as np
@@ -157,12 +158,15 @@ def _added(place: Place):
     def after(c, a, f):
         return f(call_again(c, a))
 
-    def before(c, a, f):
-        first = next(name for name, value in a.items() if isinstance(value, torch.Tensor))
-        return call_again(c, {**a, first: f(a[first])})
+    def before(c, a, f, slot):
+        return call_again(c, {**a, slot: f(a[slot])})
 
+    changes = [("after", after)]
+    for slot, value in call.arguments.items():
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and slot not in call.parameters:
+            changes.append(("before", functools.partial(before, slot=slot)))
     for words, function in _FUNCTIONS.items():
-        for when, change in (("after", after), ("before", before)):
+        for when, change in changes:
             yield Proposal(
                 "added_activation",
                 f"applies {words} {when} {call.name}, which PyTorch does not",

@@ -49,6 +49,17 @@ def _concatenation(place: Place):
                 fix,
                 {call.index: lambda c, a, axis=axis: function(a["tensors"], axis)},
             )
+    for missing in range(len(tensors)):
+        yield Proposal(
+            "concatenation_part",
+            f"has zeros in the place of part {missing} of the concatenation",
+            fix,
+            {
+                call.index: lambda c, a, m=missing: function(
+                    [each * 0 if i == m else each for i, each in enumerate(a["tensors"])], dim
+                )
+            },
+        )
     if len(tensors) == 2:
         yield Proposal(
             "concatenation_order",
@@ -198,6 +209,22 @@ def _other_source(place: Place):
                 says,
                 f"the value that PyTorch takes at {call.source}",
                 {call.index: lambda c, a, i=earlier.index: call_again(c, {**a, first: c.earlier[i].live})},
+            )
+
+
+_OPERATIONS = {"add": torch.add, "sub": torch.sub, "mul": torch.mul, "div": torch.div, "maximum": torch.maximum}
+
+
+def _operation(place: Place):
+    """Another operation on the same two values."""
+    call, a = place.call, place.call.arguments
+    for name, function in _OPERATIONS.items():
+        if name != call.name and all(isinstance(a.get(slot), torch.Tensor) for slot in ("input", "other")):
+            yield Proposal(
+                "operation",
+                f"has {name} where PyTorch has {call.name}",
+                f"jnp.{call.name.replace('mul', 'multiply').replace('div', 'divide').replace('sub', 'subtract')}",
+                {call.index: lambda c, a, f=function: f(a["input"], a["other"])},
             )
 
 
@@ -449,7 +476,10 @@ def _heads(place: Place):
     )
 
 
-def cell(name, x, weights, *, reverse=False, forget=0.0, state=None, after=True, order=None):
+def cell(
+    name, x, weights, *, reverse=False, forget=0.0, state=None, after=True, order=None, squash=torch.tanh,
+    gate=torch.sigmoid,
+):  # fmt: skip
     """One direction of an LSTM or GRU, step by step.
 
     Args:
@@ -457,6 +487,7 @@ def cell(name, x, weights, *, reverse=False, forget=0.0, state=None, after=True,
       x: `[length, batch, width]`.
       weights: of the input and of the state, and two biases or none.
       forget: added to the LSTM's forget gate.
+      squash, gate: the activations of new values and of gates.
       after: GRU: whether the reset gate acts after the state's product, as in torch.
     """
     w_ih, w_hh, *biases = weights
@@ -469,27 +500,27 @@ def cell(name, x, weights, *, reverse=False, forget=0.0, state=None, after=True,
     for step in reversed(range(len(x))) if reverse else range(len(x)):
         if name == "lstm":
             i, f, g, o = (F.linear(x[step], w_ih, b_ih) + F.linear(h, w_hh, b_hh)).chunk(4, -1)
-            c = torch.sigmoid(f + forget) * c + torch.sigmoid(i) * torch.tanh(g)
-            h = torch.sigmoid(o) * torch.tanh(c)
+            c = gate(f + forget) * c + gate(i) * squash(g)
+            h = gate(o) * squash(c)
         elif name == "gru":
             xr, xz, xn = F.linear(x[step], w_ih, b_ih).chunk(3, -1)
             if after:
                 hr, hz, hn = F.linear(h, w_hh, b_hh).chunk(3, -1)
-                r, z = torch.sigmoid(xr + hr), torch.sigmoid(xz + hz)
-                n = torch.tanh(xn + r * hn)
+                r, z = gate(xr + hr), gate(xz + hz)
+                n = squash(xn + r * hn)
             else:
                 (wr, wz, wn), (br, bz, bn) = w_hh.chunk(3), b_hh.chunk(3)
-                r, z = torch.sigmoid(xr + F.linear(h, wr, br)), torch.sigmoid(xz + F.linear(h, wz, bz))
-                n = torch.tanh(xn + F.linear(r * h, wn, bn))
+                r, z = gate(xr + F.linear(h, wr, br)), gate(xz + F.linear(h, wz, bz))
+                n = squash(xn + F.linear(r * h, wn, bn))
             h = z * n + (1 - z) * h if order == "swapped" else (1 - z) * n + z * h
         else:
-            activation = torch.tanh if name == "rnn_tanh" else torch.relu
+            activation = squash if name == "rnn_tanh" else torch.relu
             h = activation(F.linear(x[step], w_ih, b_ih) + F.linear(h, w_hh, b_hh))
         results.append(h)
     return torch.stack(results[::-1] if reverse else results), h, c
 
 
-def recurrent(name, a, *, variants=None, swap_directions=False, first_only=None, layers=None):
+def recurrent(name, a, *, variants=None, swap_directions=False, both_forward=False, layers=None):
     """`torch.lstm` and its kin written out; `variants` are arguments of `cell`."""
     variants = variants or {}
     x = a["input"].transpose(0, 1) if a["batch_first"] else a["input"]
@@ -501,7 +532,7 @@ def recurrent(name, a, *, variants=None, swap_directions=False, first_only=None,
         results = []
         for direction in range(directions):
             start = per_cell * (layer * directions + direction)
-            reverse = (direction == 1) != variants.get("turned", False)
+            reverse = (direction == 1 and not both_forward) != variants.get("turned", False)
             y, h, c = cell(
                 name,
                 x,
@@ -514,7 +545,7 @@ def recurrent(name, a, *, variants=None, swap_directions=False, first_only=None,
             last_c.append(c)
         if swap_directions:
             results.reverse()
-        x = sum(results) if first_only == "sum" else torch.cat(results, -1)
+        x = torch.cat(results, -1)
     y = x.transpose(0, 1) if a["batch_first"] else x
     h = torch.stack(last_h)
     return (y, h, torch.stack(last_c)) if name == "lstm" else (y, h)
@@ -547,6 +578,11 @@ def _recurrent(place: Place):
                 "recurrent_layers",
             )
         )
+    for words, function in {"relu": torch.relu, "gelu": F.gelu, "silu": F.silu, "the identity": lambda x: x}.items():
+        options.append((f"squashes with {words}, not tanh", {"variants": {"squash": function}}, "recurrent_activation"))
+    options.append(("gates with hard_sigmoid", {"variants": {"gate": F.hardsigmoid}}, "recurrent_activation"))
+    if call.arguments.get("bidirectional"):
+        options.append(("runs both directions forward", {"both_forward": True}, "recurrent_direction"))
     for says, keywords, kind in options:
         yield Proposal(
             kind,
@@ -665,6 +701,7 @@ KINDS = (
         _concatenation,
     ),
     Kind("residual_order", "a sum of branches", "trains otherwise", _ADD, _residual),
+    Kind("operation", "an operation on two values", "trains otherwise", names("add sub mul div"), _operation),
     Kind(
         "sequence_entry",
         "which entry of a sequence",
