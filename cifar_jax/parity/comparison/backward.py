@@ -54,7 +54,7 @@ def compare_gradients(
       tolerance: of an error relative to the largest entry of a gradient.
     """
     forward, torch_gradients = run(changes)
-    pairs: dict[int, int] = {}
+    pairs: dict[int, list[int]] = {}
     last = {id(call.live): call.index for call in forward.calls}
     for index, numbers in matched.items():
         if last[id(forward.calls[index].live)] != index:
@@ -66,8 +66,7 @@ def compare_gradients(
                 and value.array.dtype.kind == "f"
                 and _order(output.numpy(), value.array) is not None
             ):
-                pairs[index] = number
-                break
+                pairs.setdefault(index, []).append(number)
     weights = [_cotangent(output) for output in forward.outputs]
     port_weights = [
         _in_port(output.detach().numpy(), weight, port.values[number].array)
@@ -81,7 +80,14 @@ def compare_gradients(
             if weight is not None and jnp.issubdtype(result.dtype, jnp.floating)
         )
 
-    inner, outer = gradients(closed, arguments, port.values, sorted(set(pairs.values())), range(len(paths)), pull_back)
+    inner, outer = gradients(
+        closed,
+        arguments,
+        port.values,
+        sorted({number for numbers in pairs.values() for number in numbers}),
+        range(len(paths)),
+        pull_back,
+    )
     port_parameters = dict(zip(paths, (outer[i] for i in range(len(paths))), strict=True))
     differences: list[Difference] = []
     tried = dict(changes)
@@ -96,7 +102,7 @@ def compare_gradients(
         explained = _explain(
             run, tried, forward, call, name, pairs, inner, port, port_parameters, mapping, frozen, tolerance
         )
-        value = port.values[pairs[index]] if index in pairs else None
+        value = port.values[pairs[index][0]] if index in pairs else None
         differences.append(
             Difference(
                 len(differences) + 1,
@@ -174,18 +180,18 @@ def _parameter_errors(torch_gradients, port_parameters, mapping: WeightMap, froz
 
 
 def _value_errors(forward: Run, pairs, inner, port: PortRun) -> dict[int, float]:
-    errors, largest = {}, 0.0
-    found = {}
-    for index, number in pairs.items():
-        live = forward.calls[index].live
-        if live.grad is None:
-            continue
-        places = _order(forward.calls[index].output.numpy(), port.values[number].array)
-        found[index] = (live.grad.numpy(), inner[number].reshape(-1)[places].reshape(live.shape))
-        largest = max(largest, float(np.abs(live.grad.numpy()).max(initial=0)))
-    for index, (mine, theirs) in found.items():
-        scale = max(float(np.abs(mine).max(initial=0)), float(np.abs(theirs).max(initial=0)))
-        errors[index] = 0.0 if scale <= 1e-9 * largest else float(np.abs(mine - theirs).max(initial=0)) / scale
+    errors: dict[int, float] = {}
+    grads = {index: forward.calls[index].live.grad for index in pairs}
+    grads = {index: grad.numpy() for index, grad in grads.items() if grad is not None}
+    largest = max((float(np.abs(grad).max(initial=0)) for grad in grads.values()), default=0.0)
+    for index, mine in grads.items():
+        # Several values of the port may be this one, of which the port may use one.
+        for number in pairs[index]:
+            places = _order(forward.calls[index].output.numpy(), port.values[number].array)
+            theirs = inner[number].reshape(-1)[places].reshape(mine.shape)
+            scale = max(float(np.abs(mine).max(initial=0)), float(np.abs(theirs).max(initial=0)))
+            error = 0.0 if scale <= 1e-9 * largest else float(np.abs(mine - theirs).max(initial=0)) / scale
+            errors[index] = min(errors.get(index, np.inf), error)
     return errors
 
 

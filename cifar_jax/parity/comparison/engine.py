@@ -187,9 +187,7 @@ def _tensors_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def _start(model: torch.nn.Module) -> dict[str, np.ndarray]:
     """PyTorch's tensors before the port's come in: provoking parameters, for those that have no counterpart."""
-    parameters = {
-        name: jax.ShapeDtypeStruct(tuple(each.shape), np.float64) for name, each in model.named_parameters()
-    }
+    parameters = {name: jax.ShapeDtypeStruct(tuple(each.shape), np.float64) for name, each in model.named_parameters()}
     buffers = {name: each.detach().numpy().copy() for name, each in model.named_buffers()}
     return provoke.provoking_weights(parameters, 3, positive=False) | buffers
 

@@ -396,11 +396,14 @@ def _flax_layers(
     unused = [
         path for path in [*params, *stats] if path not in first and np.prod((params | stats)[path], initial=1) > 0
     ]
+    parents = {path.rpartition("/")[0] for path in params}
     groups: dict[str, list[str]] = {}
     for path in [*params, *stats]:
         if path in first:
-            owner = path.partition("/")[2] if path in stats and path.partition("/")[0] in ("batch_stats",) else path
-            groups.setdefault(owner.rpartition("/")[0], []).append(path)
+            # Statistics of Linen lie in collections of their own, under the path of their module.
+            inner = path.partition("/")[2].rpartition("/")[0]
+            owner = inner if path in stats and inner in parents else path.rpartition("/")[0]
+            groups.setdefault(owner, []).append(path)
     layers = []
     for parent, paths in groups.items():
         layers += _group(parent, paths, first, params, stats)
@@ -468,7 +471,7 @@ def _kind(layer: _Layer, role: str) -> str:
 
 
 def _align(torch_layers: Sequence[_Layer], flax_layers: Sequence[_Layer]) -> list[tuple[_Layer, _Layer]]:
-    """The pairing of both sequences that keeps their order and fits best; then what is left, where it fits."""
+    """The pairing of both sequences that keeps their order and fits best; then likewise of what is left over."""
     rows, columns = len(torch_layers), len(flax_layers)
     fits = [[_fit(one, other) for other in flax_layers] for one in torch_layers]
     best = np.zeros((rows + 1, columns + 1))
@@ -479,21 +482,18 @@ def _align(torch_layers: Sequence[_Layer], flax_layers: Sequence[_Layer]) -> lis
     pairs, i, j = [], 0, 0
     while i < rows and j < columns:
         if fits[i][j] > 0 and best[i, j] == fits[i][j] + best[i + 1, j + 1]:
-            pairs.append((i, j))
+            pairs.append((torch_layers[i], flax_layers[j]))
             i, j = i + 1, j + 1
         elif best[i, j] == best[i + 1, j]:
             i += 1
         else:
             j += 1
-    left = [i for i in range(rows) if i not in {pair[0] for pair in pairs}]
-    free = [j for j in range(columns) if j not in {pair[1] for pair in pairs}]
-    for i in left:
-        fitting = [j for j in free if fits[i][j] > 0]
-        if fitting:
-            chosen = max(fitting, key=lambda j: fits[i][j])
-            pairs.append((i, chosen))
-            free.remove(chosen)
-    return [(torch_layers[i], flax_layers[j]) for i, j in sorted(pairs)]
+    if not pairs:
+        return []
+    # Branches that both sides run in another order are left over; among themselves they have an order again.
+    left = [layer for layer in torch_layers if not any(layer is one for one, _ in pairs)]
+    free = [layer for layer in flax_layers if not any(layer is other for _, other in pairs)]
+    return [*pairs, *_align(left, free)]
 
 
 def _pair_units(torch_layer: _Layer, flax_layer: _Layer) -> Iterator[Piece]:
@@ -514,22 +514,29 @@ def _pair(layer: _Layer, role: str, unit: _Unit, its: _Unit) -> Piece | None:
 
 
 def _leftover_units(torch_layers, flax_layers, pieces) -> list[Piece]:
-    """Biases and the like whose layers were paired without them, in order."""
+    """Biases and the like whose layers were paired without them: in order, those of one role first."""
     taken_torch = {(piece.torch, piece.rows) for piece in pieces}
-    free = [unit for layer in flax_layers for unit in layer.units.values() if unit.name not in {p.flax for p in pieces}]
-    whole = {(layer.position, layer.label) for layer in torch_layers}
+    taken_flax = {piece.flax for piece in pieces}
+    free = [
+        (role, unit, len(layer.units) == 1)
+        for layer in flax_layers
+        for role, unit in layer.units.items()
+        if unit.name not in taken_flax
+    ]
     found = []
-    for layer in torch_layers:
-        for role, unit in layer.units.items():
-            if (unit.name, unit.rows) in taken_torch or (layer.position, layer.label) not in whole:
-                continue
-            for its in free:
-                lone = len(next(other for other in flax_layers if its in other.units.values()).units) == 1
-                if lone and its.shape == unit.shape and (piece := _pair(layer, role, unit, its)) is not None:
-                    found.append(piece)
-                    free.remove(its)
-                    break
-    return found
+    for same_role in (True, False):
+        for layer in torch_layers:
+            for role, unit in layer.units.items():
+                if (unit.name, unit.rows) in taken_torch:
+                    continue
+                for candidate in free:
+                    its_role, its, lone = candidate
+                    if (its_role == role if same_role else lone) and its.shape == unit.shape:
+                        found.append(_pair(layer, role, unit, its))
+                        taken_torch.add((unit.name, unit.rows))
+                        free.remove(candidate)
+                        break
+    return [piece for piece in found if piece is not None]
 
 
 def _shared_biases(torch_layers, pieces) -> list[Piece]:

@@ -18,7 +18,7 @@ def provoking_weights(
     """Arrays of these shapes, in double precision.
 
     Kernels are normal with the variance 2 / fan_in, each output channel by a factor of its own between 0.3 and 3;
-    arrays of one axis are between 0.3 and 1.5 with either sign, or without, where they may be variances.
+    arrays of one axis are between 0.3 and 3 with either sign; between 0.3 and 1.5 where they may be variances.
 
     Args:
       shapes: shapes and types by path; integers and keys are kept at zero.
@@ -33,7 +33,7 @@ def provoking_weights(
             result[path] = None
             continue
         if len([n for n in shape if n > 1]) < 2 or positive:
-            size = np.exp(rng.uniform(np.log(0.3), np.log(1.5), shape))
+            size = np.exp(rng.uniform(np.log(0.3), np.log(1.5 if positive else 3.0), shape))
             result[path] = size if positive else size * rng.choice([-1.0, 1.0], shape)
         else:
             fan_in = max(int(np.prod(shape[:-1])), 1)

@@ -209,9 +209,10 @@ def _plain(record) -> dict[str, Any]:
 def gather(found: Sequence[Finding]) -> tuple[Finding, ...]:
     """Findings of one cause together, faults first, in the order in which they were found."""
     grouped: dict[tuple, Finding] = {}
-    for number, finding in enumerate(found):
-        # Differences without a cause have nothing in common.
-        key = (finding.cause, finding.says, finding.severity) if finding.cause else (number,)
+    for finding in found:
+        # Differences without a cause have nothing in common but the place.
+        place = finding.where[0].module, finding.where[0].function
+        key = (finding.cause, finding.says, finding.severity) if finding.cause else place
         if key in grouped:
             grouped[key] = grouped[key]._replace(where=grouped[key].where + finding.where)
         else:

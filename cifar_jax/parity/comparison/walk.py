@@ -182,7 +182,6 @@ class _State(NamedTuple):
         bad = self.bad()
         return sorted(i for i in bad if not any(each in bad for each in self.run.calls[i].inputs))
 
-
     def _last_unmatched(self) -> list[int]:
         helps: set[int] = set()
         for call in reversed(self.run.calls):
@@ -313,11 +312,8 @@ class _Trial:
     ) -> float:
         """The gain of a change in the next few calls; 0 where the changed copy cannot run."""
         stop = None if self.is_output else self.last + _WINDOW
-        try:
-            run = self.runner(
-                mapping or self.mapping, {**self.changes, **changes}, self.run.calls[: self.root.index], stop
-            )
-        except Exception:  # another shape, which a later call cannot take
+        run = self._run(changes, mapping, stop)
+        if run is None or self._loses(run, min([self.root.index, *changes])):
             return 0
         if self.is_output:
             return math.inf if run.outputs and self._outputs_right(run) else 0
@@ -325,12 +321,19 @@ class _Trial:
 
     def whole(self, changes: Mapping[int, Change], mapping: WeightMap | None = None) -> Run | None:
         """The whole run with a change, or None where it cannot run."""
+        return self._run(changes, mapping, None)
+
+    def _run(self, changes: Mapping[int, Change], mapping: WeightMap | None, stop: int | None) -> Run | None:
+        start = min([self.root.index, *changes])
         try:
-            return self.runner(
-                mapping or self.mapping, {**self.changes, **changes}, self.run.calls[: self.root.index], None
-            )
-        except Exception:
+            return self.runner(mapping or self.mapping, {**self.changes, **changes}, self.run.calls[:start], stop)
+        except Exception:  # a change that the model cannot take
             return None
+
+    def _loses(self, run: Run, start: int) -> bool:
+        """Whether a call before the root had an equal and has none now."""
+        between = run.calls[start : self.root.index]
+        return any(call.index in self.state.matched and not self.matcher.find(call) for call in between)
 
     def _outputs_right(self, run: Run) -> bool:
         now = self.matcher.match(run)
@@ -415,7 +418,7 @@ def _best_hypothesis(trial: _Trial, place: Place, kinds):
         with contextlib.suppress(ValueError, TypeError, RuntimeError, IndexError, KeyError, AttributeError):
             found.extend(kind.propose(place))
         proposals.append((kind, found))
-        direct = [proposal for proposal in found if _fits(trial, proposal)]
+        direct = [proposal for proposal in found if proposal.at is not None or _fits(trial, proposal)]
         if (chosen := _most(trial, direct)) is not None:
             return chosen
     for _, found in proposals:
@@ -484,7 +487,14 @@ def _silent_before(trial: _Trial) -> list[int]:
         call = trial.run.calls[index]
         before = {n for i in call.inputs for n in matched.get(i, ())}
         # A packed projection is cut right after it.
-        if call.name == "linear" and trial.root.name in ("chunk", "split", "unflatten", "view", "reshape", "__getitem__"):
+        if call.name == "linear" and trial.root.name in (
+            "chunk",
+            "split",
+            "unflatten",
+            "view",
+            "reshape",
+            "__getitem__",
+        ):
             found.append(index)
         elif set(matched[index]) <= before or not _same_order(trial, index):
             found.append(index)
@@ -553,7 +563,7 @@ def _prove(mapping: WeightMap, run: Run, state: _State) -> WeightMap:
 
 
 def _difference(order: int, train: bool, trial: _Trial, proposal: Proposal | None, run: Run | None) -> Difference:
-    root = trial.root
+    root = trial.root if proposal is None or proposal.at is None else trial.run.calls[proposal.at]
     value = _counterpart(trial, run)
     error = _error(root, value)
     return Difference(

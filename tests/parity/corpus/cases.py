@@ -8,7 +8,6 @@ import optax
 import torch
 import torch.nn.functional as F
 from flax import nnx
-
 from parity.corpus import images, nnx_ports, sequences, unusual
 
 
@@ -60,7 +59,7 @@ batch_in_evaluation: norm_mode: batch_norm
 added_bias: added_bias: conv2d
 input_scale: factor input_normalisation: conv2d
 half: precision: conv2d
-residual_act: added_activation: conv2d
+residual_act: added_activation: conv2d relu
 stopped: stopped_gradient:
 no_shortcut_norm: left_out residual_source: batch_norm add
 same: padding: conv2d
@@ -235,11 +234,28 @@ def _mlp(name, causes, **options) -> Case:
 LOSSES = [
     _mlp("loss", (), loss=(_classes(), lambda logits, labels: _optax_classes(logits, labels).mean())),
     _mlp("loss sum", ("loss_reduction",), loss=(_classes(), lambda x, y: _optax_classes(x, y).sum())),
-    _mlp("loss smoothing", ("label_smoothing",), loss=(_classes(label_smoothing=0.1), lambda x, y: _optax_classes(x, y).mean())),
-    _mlp("loss ignored", ("ignored_labels",), loss=(_classes(ignore_index=1), lambda x, y: _optax_classes(x, y).mean())),
-    _mlp("loss half", ("loss_half",), loss=(lambda x, y: F.mse_loss(x, F.one_hot(y, 4).double()), lambda x, y: optax.l2_loss(x, jax.nn.one_hot(y, 4, dtype=x.dtype)).mean())),
-    _mlp("loss softmax twice", ("softmax_twice",), loss=(_classes(), lambda x, y: _optax_classes(nnx.softmax(x), y).mean())),
-]  # fmt: skip
+    _mlp(
+        "loss smoothing",
+        ("label_smoothing",),
+        loss=(_classes(label_smoothing=0.1), lambda x, y: _optax_classes(x, y).mean()),
+    ),
+    _mlp(
+        "loss ignored", ("ignored_labels",), loss=(_classes(ignore_index=1), lambda x, y: _optax_classes(x, y).mean())
+    ),
+    _mlp(
+        "loss half",
+        ("loss_half",),
+        loss=(
+            lambda x, y: F.mse_loss(x, F.one_hot(y, 4).double()),
+            lambda x, y: optax.l2_loss(x, jax.nn.one_hot(y, 4, dtype=x.dtype)).mean(),
+        ),
+    ),
+    _mlp(
+        "loss softmax twice",
+        ("softmax_twice",),
+        loss=(_classes(), lambda x, y: _optax_classes(nnx.softmax(x), y).mean()),
+    ),
+]
 
 
 def _sgd(**options):
@@ -255,21 +271,62 @@ def _tree_mask(params):
 
 
 OPTIMIZERS = [
-    _mlp("sgd", (), optimizers=(_sgd(momentum=0.9, weight_decay=1e-3), lambda: optax.chain(optax.add_decayed_weights(1e-3), optax.sgd(0.1, 0.9)))),
+    _mlp(
+        "sgd",
+        (),
+        optimizers=(
+            _sgd(momentum=0.9, weight_decay=1e-3),
+            lambda: optax.chain(optax.add_decayed_weights(1e-3), optax.sgd(0.1, 0.9)),
+        ),
+    ),
     _mlp("sgd momentum", ("momentum",), optimizers=(_sgd(momentum=0.9), optax.sgd(0.1, 0.99))),
     _mlp("sgd nesterov", ("nesterov",), optimizers=(_sgd(momentum=0.9), optax.sgd(0.1, 0.9, nesterov=True))),
-    _mlp("sgd decay after", ("decay_coupling",), optimizers=(_sgd(momentum=0.9, weight_decay=1e-2), lambda: optax.chain(optax.trace(0.9), optax.add_decayed_weights(1e-2), optax.scale(-0.1)))),
-    _mlp("sgd decay mask", ("decay_mask",), optimizers=(_sgd(weight_decay=1e-2), lambda: optax.chain(optax.add_decayed_weights(1e-2, _tree_mask), optax.sgd(0.1)))),
-    _mlp("sgd dampening", ("dampening",), optimizers=(_sgd(momentum=0.9), lambda: optax.chain(optax.ema(0.9, debias=False), optax.scale(-0.1)))),
-    _mlp("sgd clip norm", ("clipping",), optimizers=(_sgd(), lambda: optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1)))),
+    _mlp(
+        "sgd decay after",
+        ("decay_coupling",),
+        optimizers=(
+            _sgd(momentum=0.9, weight_decay=1e-2),
+            lambda: optax.chain(optax.trace(0.9), optax.add_decayed_weights(1e-2), optax.scale(-0.1)),
+        ),
+    ),
+    _mlp(
+        "sgd decay mask",
+        ("decay_mask",),
+        optimizers=(
+            _sgd(weight_decay=1e-2),
+            lambda: optax.chain(optax.add_decayed_weights(1e-2, _tree_mask), optax.sgd(0.1)),
+        ),
+    ),
+    _mlp(
+        "sgd dampening",
+        ("dampening",),
+        optimizers=(_sgd(momentum=0.9), lambda: optax.chain(optax.ema(0.9, debias=False), optax.scale(-0.1))),
+    ),
+    _mlp(
+        "sgd clip norm",
+        ("clipping",),
+        optimizers=(_sgd(), lambda: optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1))),
+    ),
     _mlp("sgd clip value", ("clipping",), optimizers=(_sgd(), lambda: optax.chain(optax.clip(0.5), optax.sgd(0.1)))),
-    _mlp("adam decoupled", ("decay_coupling",), optimizers=(_adam(weight_decay=1e-2), optax.adamw(1e-3, weight_decay=1e-2))),
+    _mlp(
+        "adam decoupled",
+        ("decay_coupling",),
+        optimizers=(_adam(weight_decay=1e-2), optax.adamw(1e-3, weight_decay=1e-2)),
+    ),
     _mlp("adamw default decay", ("decay",), optimizers=(_adam(torch.optim.AdamW), optax.adamw(1e-3))),
     _mlp("adam betas", ("betas",), optimizers=(_adam(), optax.adam(1e-3, b2=0.99))),
     _mlp("adam epsilon", ("optimizer_epsilon",), optimizers=(_adam(), optax.adam(1e-3, eps=1e-6))),
-    _mlp("adagrad", ("accumulator", "optimizer_epsilon"), optimizers=(lambda p: torch.optim.Adagrad(p, lr=0.01, eps=1e-7), optax.adagrad(0.01))),
-    _mlp("rmsprop", ("decay_rate", "optimizer_epsilon"), optimizers=(lambda p: torch.optim.RMSprop(p, lr=1e-3), optax.rmsprop(1e-3))),
-]  # fmt: skip
+    _mlp(
+        "adagrad",
+        ("accumulator", "optimizer_epsilon"),
+        optimizers=(lambda p: torch.optim.Adagrad(p, lr=0.01, eps=1e-7), optax.adagrad(0.01)),
+    ),
+    _mlp(
+        "rmsprop",
+        ("decay_rate", "optimizer_epsilon"),
+        optimizers=(lambda p: torch.optim.RMSprop(p, lr=1e-3), optax.rmsprop(1e-3)),
+    ),
+]
 
 
 def _step(optimizer):
@@ -277,11 +334,26 @@ def _step(optimizer):
 
 
 SCHEDULES = [
-    _mlp("schedule unit", ("schedule_unit",), schedules=(_step, optax.exponential_decay(0.1, 5, 0.5, staircase=True)), steps_per_epoch=4),
-    _mlp("schedule continuous", ("schedule_unit",), schedules=(_step, optax.exponential_decay(0.1, 20, 0.5)), steps_per_epoch=4),
-    _mlp("schedule late", ("schedule_shift",), schedules=(_step, lambda u: 0.1 * 0.5 ** ((max(u - 1, 0) // 4) // 5)), steps_per_epoch=4),
+    _mlp(
+        "schedule unit",
+        ("schedule_unit",),
+        schedules=(_step, optax.exponential_decay(0.1, 5, 0.5, staircase=True)),
+        steps_per_epoch=4,
+    ),
+    _mlp(
+        "schedule continuous",
+        ("schedule_unit",),
+        schedules=(_step, optax.exponential_decay(0.1, 20, 0.5)),
+        steps_per_epoch=4,
+    ),
+    _mlp(
+        "schedule late",
+        ("schedule_shift",),
+        schedules=(_step, lambda u: 0.1 * 0.5 ** ((max(u - 1, 0) // 4) // 5)),
+        steps_per_epoch=4,
+    ),
     _mlp("schedule missing", ("schedule_missing",), schedules=(_step, lambda u: 0.1), steps_per_epoch=4),
-]  # fmt: skip
+]
 
 CASES = [*NETWORKS, *UNUSUAL, *LOSSES, *OPTIMIZERS, *SCHEDULES]
 # Every network's correct port, one of each kind of mistake that is quick, and one of each other list.

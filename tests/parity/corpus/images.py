@@ -1,4 +1,4 @@
-"""Image networks: a ResNet, a VGG, a MobileNet, a DenseNet, a UNet, a DCGAN; torch, and Linen with a mistake by name."""
+"""Image networks: ResNet, VGG, MobileNet, DenseNet, UNet, DCGAN; in torch, and in Linen with a mistake by name."""
 
 from functools import partial
 

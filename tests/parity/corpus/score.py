@@ -1,7 +1,7 @@
 """Runs the corpus and writes how many places and causes were right: python tests/parity/corpus/score.py [--only=TEXT]
 
-  --only=TEXT   runs the cases whose names contain the text
-  --json=FILE   writes the score; results/compare.json holds that of a whole run
+--only=TEXT   runs the cases whose names contain the text
+--json=FILE   writes the score; results/compare.json holds that of a whole run
 """
 
 import json
@@ -34,10 +34,10 @@ class Scored(NamedTuple):
 
 def run_case(case) -> Scored:
     """Compares a case's models, and its optimizers and schedules where it has them."""
+    import torch
+
     from cifar_jax.parity.comparison import compare
     from cifar_jax.parity.comparison.updates import compare_optimizers, compare_schedules
-
-    import torch
 
     started = time.monotonic()
     torch.manual_seed(0)
@@ -91,7 +91,6 @@ def summary(scored: list[Scored]) -> dict:
 def main(argv: list[str]) -> int:
     """Runs the cases and prints a line for each."""
     import torch
-
     from parity.corpus.cases import CASES
 
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Networks on sequences and vectors: a ViT, a decoder, an LSTM, a GRU, an MLP; torch, and Linen with a mistake by name."""
+"""Networks on sequences and vectors; in torch, and in Linen with a mistake by name."""
 
 import math
 
@@ -182,10 +182,7 @@ class GRU(nn.Module):
                 xr, xz, xn = jnp.split(x @ w + b, 3, -1)
                 hr, hz, hn = jnp.split(h @ u + c, 3, -1)
                 r, z = nn.sigmoid(xr + hr), nn.sigmoid(xz + hz)
-                if is_("reset"):
-                    new = jnp.tanh(xn + (r * h) @ u[:, 20:] + c[20:])
-                else:
-                    new = jnp.tanh(xn + r * hn)
+                new = jnp.tanh(xn + r * h @ u[:, 20:] + c[20:]) if is_("reset") else jnp.tanh(xn + r * hn)
                 h = z * new + (1 - z) * h if is_("update") else (1 - z) * new + z * h
                 return h, h
 

@@ -4,7 +4,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import torch
-
 from parity.corpus import images, sequences
 
 

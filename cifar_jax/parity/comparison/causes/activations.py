@@ -161,16 +161,27 @@ def _added(place: Place):
     def before(c, a, f, slot):
         return call_again(c, {**a, slot: f(a[slot])})
 
-    changes = [("after", after)]
-    for slot, value in call.arguments.items():
-        if isinstance(value, torch.Tensor) and value.is_floating_point() and slot not in call.parameters:
-            changes.append(("before", functools.partial(before, slot=slot)))
+    slots = [
+        slot
+        for slot, value in call.arguments.items()
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and slot not in call.parameters
+    ]
     for words, function in _FUNCTIONS.items():
+        fix = f"no {words} here"
+        for producer in place.producers():
+            yield Proposal(
+                "added_activation",
+                f"applies {words} after {producer.name}, which PyTorch does not",
+                fix,
+                {producer.index: lambda c, a, f=function: after(c, a, f)},
+                at=producer.index,
+            )
+        changes = [("after", after), *(("before", functools.partial(before, slot=slot)) for slot in slots)]
         for when, change in changes:
             yield Proposal(
                 "added_activation",
                 f"applies {words} {when} {call.name}, which PyTorch does not",
-                f"no {words} {when} this line",
+                fix,
                 {call.index: lambda c, a, f=function, change=change: change(c, a, f)},
             )
     if call.output.ndim >= 2:

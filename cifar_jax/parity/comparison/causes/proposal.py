@@ -21,6 +21,7 @@ class Proposal(NamedTuple):
     fix: the line to write in the port.
     changes: what to do at which call.
     severity: FAULT, LAYOUT or NOTE.
+    at: number of the call to name, where it is not the one at which both sides part.
     """
 
     kind: str
@@ -28,6 +29,7 @@ class Proposal(NamedTuple):
     fix: str
     changes: Mapping[int, Change]
     severity: str = FAULT
+    at: int | None = None
 
 
 class Place(NamedTuple):
