@@ -7,33 +7,17 @@ instance. Neither is changed. Both get the same weights in float64; every value,
 compared; where they part, a copy of the PyTorch model is changed in one way after another until it does what the port
 does, and that way is named. The parameters of both sides find each other.
 
-  --input=SHAPES        shapes of the inputs in PyTorch's order: 8,3,32,32; several as 8,16:int;8,10
-  --batches=TARGET      instead: a function that gives batches, arrays or tuples of arrays in PyTorch's order; with
-                        --loss, the last array of each has the labels
-  --loss=TWO            TARGET,TARGET: PyTorch's and the port's loss, each a function of (results, labels)
-  --optimizer=TWO       TARGET,TARGET: parameters -> torch.optim.Optimizer, and () -> optax.GradientTransformation
-  --schedule=TWO        TARGET,TARGET: optimizer -> torch's scheduler, and update -> learning rate
-  --steps-per-epoch=N   updates between two calls of torch's scheduler.step(); 1 unless given
-  --call=MODES          how the port is asked for its mode, where its argument is not called train, deterministic or
-                        the like: "train: is_training=True; eval: is_training=False"
-  --mapping=FILE        pairs of parameters from --save-mapping, edited where they were wrong
-  --save-mapping=FILE   writes the pairs that were found
-  --initial             compares initial distributions as well; the models must be classes or functions
-  --show-mapping        prints which parameter is which
-  --html=FILE           one page: causes, and both models layer by layer
-  --json=FILE           all figures
-
 Exit codes: 0 equal, 1 different, 2 wrong input.
 """
 
+import argparse
 import ast
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from absl import flags
-
+from cifar_jax.command_line import Parser, integer, path
 from cifar_jax.errors import InputError
 
 
@@ -43,7 +27,8 @@ def main(argv: list[str]) -> int:
     Raises:
       InputError: a target cannot be found or raises, or a flag is wrong.
     """
-    targets, given = _parse(argv)
+    given = _parse(argv)
+    targets = given.theirs, given.ours
     from cifar_jax.parity.comparison import compare, load_mapping
     from cifar_jax.parity.comparison.targets import find, make
     from cifar_jax.parity.comparison.updates import compare_optimizers, compare_schedules
@@ -79,13 +64,13 @@ def main(argv: list[str]) -> int:
         result = result.with_behavior(compare_optimizers(*optimizers, torch_model, result.mapping))
     if schedules is not None:
         result = result.with_behavior(
-            compare_schedules(*schedules, optimizers[0] if optimizers else None, given["steps-per-epoch"].value)
+            compare_schedules(*schedules, optimizers[0] if optimizers else None, given.steps_per_epoch)
         )
     print(result)
-    if given["show-mapping"].value:
+    if given.show_mapping:
         print(result.mapping)
-    if given["save-mapping"].value:
-        result.mapping.save(given["save-mapping"].value)
+    if given.save_mapping:
+        result.mapping.save(given.save_mapping)
     if given.json:
         result.write_json(_ready(given.json))
     if given.html:
@@ -94,38 +79,36 @@ def main(argv: list[str]) -> int:
     return 0 if result.equal else 1
 
 
-def _parse(argv: list[str]) -> tuple[list[str], flags.FlagValues]:
-    """The two models, and the flags; errors in one sentence."""
-    given = flags.FlagValues()
-    for name in (
-        "input",
-        "batches",
-        "loss",
-        "optimizer",
-        "schedule",
-        "call",
-        "mapping",
-        "save-mapping",
-        "html",
-        "json",
-    ):
-        flags.DEFINE_string(name, None, "", flag_values=given)
-    flags.DEFINE_integer("steps-per-epoch", 1, "", lower_bound=1, flag_values=given)
-    for name in ("initial", "show-mapping"):
-        flags.DEFINE_boolean(name, False, "", flag_values=given)
-    try:
-        targets = given(["compare", *argv])[1:]
-    except flags.Error as error:
-        raise InputError(f"{str(error).strip().splitlines()[0]}; --help lists the flags.") from error
-    if len(targets) != 2:
-        raise InputError(
-            f"compare takes two models, theirs.py:make_model and ours.py:make_model, got {len(targets)}: "
-            f"{' '.join(targets) or 'nothing'}."
-        )
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = Parser("compare", __doc__)
+    parser.add_argument("theirs", metavar="THEIRS", help="the PyTorch model, file.py:name or package.module:name")
+    parser.add_argument("ours", metavar="OURS", help="the Flax model, likewise")
+    for flag, metavar, text in (
+        ("input", "SHAPES", "shapes of the inputs in PyTorch's order: 8,3,32,32; several as 8,16:int;8,10"),
+        ("batches", "TARGET", "instead: a function that gives batches, arrays or tuples of arrays in PyTorch's order; "
+         "with --loss, the last array of each has the labels"),
+        ("loss", "TWO", "TARGET,TARGET: PyTorch's and the port's loss, each a function of (results, labels)"),
+        ("optimizer", "TWO", "TARGET,TARGET: parameters -> torch.optim.Optimizer, and () -> optax's transformation"),
+        ("schedule", "TWO", "TARGET,TARGET: optimizer -> torch's scheduler, and update -> learning rate"),
+        ("call", "MODES", "how the port is asked for its mode, where its argument is not called train, deterministic "
+         "or the like: 'train: is_training=True; eval: is_training=False'"),
+        ("mapping", "FILE", "pairs of parameters from --save-mapping, edited where they were wrong"),
+    ):  # fmt: skip
+        parser.add_argument(f"--{flag}", metavar=metavar, help=text)
+    parser.add_argument(
+        "--steps-per-epoch", type=integer(1), default=1, metavar="N",
+        help="updates between two calls of torch's scheduler.step() (1)",
+    )  # fmt: skip
+    parser.add_argument("--initial", action="store_true", help="compare initial distributions as well")
+    parser.add_argument("--show-mapping", action="store_true", help="print which parameter is which")
+    parser.add_argument("--save-mapping", type=path, metavar="FILE", help="write the pairs that were found")
+    parser.add_argument("--html", type=path, metavar="FILE", help="one page: causes, and both models layer by layer")
+    parser.add_argument("--json", type=path, metavar="FILE", help="all figures")
+    given = parser.parse_args(argv)
     if (given.input is None) == (given.batches is None):
         got = "both" if given.input is not None else "neither"
         raise InputError(f"One of --input=8,3,32,32 and --batches=file.py:function must be given, got {got}.")
-    return targets, given
+    return given
 
 
 def _check_model(model: Any, target: str) -> None:
@@ -168,6 +151,6 @@ def _progress() -> Callable[[str], None]:
     return lambda line: print(f"\r\x1b[K{line[:100]}", end="", file=sys.stderr, flush=True)
 
 
-def _ready(path: str) -> Path:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    return Path(path)
+def _ready(file: Path) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return file
