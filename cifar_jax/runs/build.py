@@ -16,7 +16,7 @@ from cifar_jax.data.cache import cache_folder
 from cifar_jax.data.dataset import Dataset, Split, hold_out, take
 from cifar_jax.data.order import epoch_order, steps_per_epoch
 from cifar_jax.devices.distributed import Job
-from cifar_jax.devices.select import describe, fits, keep_compilations, select_devices
+from cifar_jax.devices.select import describe, fits, keep_compilations, onednn_convolves, select_devices
 from cifar_jax.devices.sharding import DataParallel, data_parallel, replicate, replicate_rows
 from cifar_jax.errors import InputError
 from cifar_jax.nn import optimizers, schedules
@@ -81,6 +81,8 @@ def prepare(config: ml_collections.ConfigDict, workdirs: Mapping[int, Path] | Pa
     print(f"Devices: {describe(select_devices(config.platform))}", flush=True)
     with contextlib.suppress(OSError):  # no home folder: compile every time
         keep_compilations(cache_folder() / "xla")
+    if config.dtype == "bfloat16" and jax.default_backend() == "cpu" and not onednn_convolves():
+        print("bfloat16 is no faster than float32 here: it takes AVX512_BF16 or AMX, and jax 0.12 or newer", flush=True)
     with together():
         return _load(config)
 
