@@ -60,13 +60,20 @@ class Experiment(NamedTuple):
     parallel: DataParallel | None
 
 
-def prepare(config: ml_collections.ConfigDict, workdirs: Mapping[int, Path] | Path, job: Job | None = None) -> Dataset:
+def prepare(
+    config: ml_collections.ConfigDict,
+    workdirs: Mapping[int, Path] | Path,
+    job: Job | None = None,
+    *,
+    read_only: bool = False,
+) -> Dataset:
     """Refuses what cannot run, chooses the devices and loads the data. Nothing is compiled or written.
 
     Args:
       config: every key.
       workdirs: the folder of the run, or of each of several seeds.
       job: the processes that run this together; what one of them refuses, all do.
+      read_only: whether the folders are only read, and need not be writable.
 
     Raises:
       InputError: the first thing that is wrong.
@@ -76,7 +83,7 @@ def prepare(config: ml_collections.ConfigDict, workdirs: Mapping[int, Path] | Pa
     with together({**flatten(config), "data.dir": ""}):  # each process may have the images elsewhere
         validate(config)
         for seed, folder in folders.items():
-            check_workdir(folder, with_seed(config, seed))
+            check_workdir(folder, with_seed(config, seed), read_only=read_only)
     jax.config.update("jax_enable_x64", config.dtype == "float64")
     print(f"Devices: {describe(select_devices(config.platform))}", flush=True)
     with contextlib.suppress(OSError):  # no home folder: compile every time

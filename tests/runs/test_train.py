@@ -19,7 +19,7 @@ def test_outputs(dataset, config, tmp_path, capsys):
     result = train.train_and_evaluate(config, tmp_path / "run")
     run = tmp_path / "run"
     assert {path.name for path in run.iterdir()} == {
-        "checkpoints", "config.json", "curves.png", "metrics.jsonl", "starts.jsonl", "tensorboard",
+        ".lock", "checkpoints", "config.json", "curves.png", "metrics.jsonl", "starts.jsonl", "tensorboard",
     }  # fmt: skip
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert rows == result.history
