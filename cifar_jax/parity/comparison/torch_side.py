@@ -240,6 +240,7 @@ _IGNORED = {
     "new_zeros",
     "unbind_",
 }
+_WRAPPERS = ("contextlib.py", "functools.py", "/beartype/", "/jaxtyping/")
 _TORCH_FILES = __file__.rpartition("parity")[0] + "parity", torch.__path__[0]
 
 
@@ -516,7 +517,7 @@ def _user_frame():
     frame = sys._getframe(2)
     while frame is not None:
         file = frame.f_code.co_filename
-        if not file.startswith(_TORCH_FILES) and not file.startswith("<") and "contextlib" not in file:
+        if not file.startswith((*_TORCH_FILES, "<")) and not any(each in file for each in _WRAPPERS):
             return frame
         frame = frame.f_back
     return None

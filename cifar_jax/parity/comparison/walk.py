@@ -282,7 +282,7 @@ class _Trial:
         self.last, self.counts = (root.index, True) if last is None else (last, False)
         self.is_output = root.index in [run.produced_by[i] for i in state.wrong_outputs]
 
-    def gain(self, run: Run, *, count_root: bool = True) -> float:
+    def gain(self, run: Run, *, count_root: bool = True) -> int | float:
         """How many values that follow from the root found their first equal; infinity where all of them did."""
         after, gained, missed = {self.root.index}, 0, 0
         for call in run.calls:
@@ -309,7 +309,7 @@ class _Trial:
 
     def attempt(
         self, changes: Mapping[int, Change], mapping: WeightMap | None = None, *, count_root: bool = True
-    ) -> float:
+    ) -> int | float:
         """The gain of a change in the next few calls; 0 where the changed copy cannot run."""
         stop = None if self.is_output else self.last + _WINDOW
         run = self._run(changes, mapping, stop)
