@@ -238,6 +238,13 @@ _IGNORED = {
     "is_pinned",
     "get_device",
     "new_zeros",
+    "zeros_like",
+    "ones_like",
+    "full_like",
+    "empty_like",
+    "new_ones",
+    "new_full",
+    "new_empty",
     "unbind_",
 }
 _WRAPPERS = ("contextlib.py", "functools.py", "/beartype/", "/jaxtyping/")
@@ -586,8 +593,15 @@ def run_model(
     finally:
         for handle in handles:
             handle.remove()
-    outputs = list(_tensors({"": result if not hasattr(result, "to_tuple") else result.to_tuple()}))
+    outputs = list(_tensors(_by_key(result)))
     return Run(recorder.calls, outputs, [_maker(recorder, output) for output in outputs])
+
+
+def _by_key(tree: Any) -> Any:
+    """A tree whose dicts are in the order of their keys, as JAX has them."""
+    if isinstance(tree, Mapping):
+        return {key: _by_key(tree[key]) for key in sorted(tree, key=str)}
+    return [_by_key(each) for each in tree] if isinstance(tree, (list, tuple)) else tree
 
 
 def _maker(recorder: Recorder, tensor: torch.Tensor) -> int:
