@@ -197,6 +197,9 @@ def _value_errors(forward: Run, pairs, inner, port: PortRun) -> dict[int, float]
 
 def _first(forward: Run, values: Mapping[int, float], parameters: Mapping[str, float], tolerance: float):
     """The last call whose gradient differs while those of all calls that it feeds agree; or a parameter's."""
+    if not any(error > tolerance for error in parameters.values()):
+        # One value may be used at other places on each side, as a copy is; parameters alone are the same on both.
+        return None
     wrong = {index for index, error in values.items() if error > tolerance}
     fed: dict[int, list[int]] = {}
     for call in forward.calls:

@@ -119,9 +119,11 @@ def _compare(torch_model, flax_module, batches, loss, call, torch_call, mapping,
     runner = make_runner(sides, evaluation, train=False, call=torch_call, after=losses[0])
     in_evaluation = _walk(runner, evaluation, mapping, sides, False, None, progress)
     findings += [_finding(each) for each in in_evaluation.differences]
+    small = _walk_small(sides, in_evaluation, losses, call=torch_call, progress=progress)
+    findings += [_finding(each) for each in small]
     training, closed, arguments = _traced(port, params, stats, port_inputs_, True, losses[1])
     runner = make_runner(sides, training, train=True, call=torch_call, after=losses[0])
-    known = _kept(in_evaluation)
+    known = _kept(in_evaluation, _OF_ONE_MODE)
     in_training = _walk(runner, training, in_evaluation.mapping, sides, True, known, progress)
     findings += [_finding(each) for each in in_training.differences]
     mapping = in_training.mapping
@@ -172,6 +174,25 @@ def _compare(torch_model, flax_module, batches, loss, call, torch_call, mapping,
 
 def _walk(runner, run: PortRun, mapping, sides: _Sides, train: bool, changes, progress) -> Walk:
     return walk(runner, run, mapping, train=train, arrays=sides.flat, changes=changes, progress=progress)
+
+
+def _walk_small(sides: _Sides, found: Walk, losses, *, call, progress) -> list[Difference]:
+    """The evaluation again at small activations, beside which an epsilon does not vanish."""
+    if not found.equal:
+        return []
+    scale = 0.03
+    small = sides._replace(
+        inputs=[each * scale if each.is_floating_point() else each for each in sides.inputs],
+        port_inputs=tuple(each * scale if each.dtype.kind == "f" else each for each in sides.port_inputs),
+        params={path: None if array is None else array * scale ** (1 / 3) for path, array in sides.params.items()},
+    )
+    flat = {**small.params, **{path: array for path, array in small.stats.items() if array is not None}}
+    small = small._replace(flat=flat)
+    run, _, _ = _traced(small.port, small.params, small.stats, small.port_inputs, False, losses[1])
+    runner = make_runner(small, run, train=False, call=call, after=losses[0])
+    return _walk(
+        runner, run, found.mapping, small, False, _kept(found, ("", "rounding", "precision")), progress
+    ).differences
 
 
 def _double(model: torch.nn.Module) -> torch.nn.Module:
@@ -279,10 +300,10 @@ def _check_counterparts(mapping: WeightMap, shapes, torch_name: str, flax_name: 
         )
 
 
-def _kept(found: Walk) -> dict:
-    """Changes that hold in training as well."""
-    of_one_mode = {each.index for each in found.differences if each.cause in _OF_ONE_MODE}
-    return {index: change for index, change in found.changes.items() if index not in of_one_mode}
+def _kept(found: Walk, dropped: Sequence[str]) -> dict:
+    """Changes that hold in another run as well, where their causes are none of these."""
+    of_this_run = {each.index for each in found.differences if each.cause in dropped}
+    return {index: change for index, change in found.changes.items() if index not in of_this_run}
 
 
 def _finding(each: Difference, phase: str | None = None) -> Finding:

@@ -70,8 +70,9 @@ class Evaluation(NamedTuple):
     outputs: list[int]
 
 
+_LIBRARY_NAMES = ("jax", "jaxlib", "flax", "optax", "beartype", "jaxtyping")
 _LIBRARIES = (
-    *(os.sep + os.path.join("site-packages", name) + os.sep for name in ("jax", "jaxlib", "flax", "optax", "beartype")),
+    *(os.sep + os.path.join("site-packages", name) + os.sep for name in _LIBRARY_NAMES),
     os.path.dirname(__file__) + os.sep,
     os.sep + "functools.py",
     os.sep + "contextlib.py",

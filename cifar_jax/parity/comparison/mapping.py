@@ -635,3 +635,26 @@ def exchanges(mapping: WeightMap, names: Sequence[str]) -> Iterator[tuple[str, W
                 changed[a] = one._replace(flax=two.flax, layout=two.layout)
                 changed[b] = two._replace(flax=one.flax, layout=one.layout)
             yield f"{parent} and {other} exchanged", _with(mapping, changed)
+
+
+def exchange(mapping: WeightMap, one: Mapping[str, str], other: Mapping[str, str]) -> WeightMap | None:
+    """The mapping with the port's arrays of two calls exchanged; None where their shapes or arguments differ.
+
+    Args:
+      mapping: the mapping so far.
+      one, other: PyTorch's names by argument, of both calls.
+    """
+    if one.keys() != other.keys() or set(one.values()) & set(other.values()):
+        return None
+    changed = {}
+    for slot in one:
+        mine = [place for place, piece in enumerate(mapping.pieces) if piece.torch == one[slot]]
+        theirs = [place for place, piece in enumerate(mapping.pieces) if piece.torch == other[slot]]
+        if len(mine) != 1 or len(theirs) != 1:
+            return None
+        a, b = mapping.pieces[mine[0]], mapping.pieces[theirs[0]]
+        if a.shape != b.shape or a.flax_shape != b.flax_shape or not a.flax or not b.flax:
+            return None
+        changed[mine[0]] = a._replace(flax=b.flax, layout=b.layout)
+        changed[theirs[0]] = b._replace(flax=a.flax, layout=a.layout)
+    return _with(mapping, changed)

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,7 @@ def native_precision() -> Iterator[None]:
         jax.config.update("jax_enable_x64", True)
 
 
-def as_single(array: np.ndarray) -> jax.Array:
+def as_single(array: Any) -> jax.Array:
     """An array in the types that JAX has without jax_enable_x64."""
     array = np.asarray(array)
     narrow = {"f": np.float32, "i": np.int32, "u": np.uint32}

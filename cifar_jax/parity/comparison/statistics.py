@@ -4,7 +4,6 @@ PyTorch: new = (1 - momentum) old + momentum batch, with the unbiased variance o
 weight of the old value, and the variance is biased.
 """
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -42,17 +41,18 @@ def compare_statistics(calls: list[Call], port: PortRun, mapping: WeightMap) -> 
       port: the port's run in training.
       mapping: pairs of parameters and statistics.
     """
-    results, seen = [], set()
+    groups: dict[tuple, list[Call]] = {}
     for call in calls:
         names = call.parameters.get("running_mean"), call.parameters.get("running_var")
-        if None in names or not call.arguments.get("training", False) or names in seen:
-            continue
-        seen.add(names)
+        if None not in names and call.arguments.get("training", False):
+            groups.setdefault(names, []).append(call)
+    results = []
+    for names, its_calls in groups.items():
         pieces = [next(iter(mapping.of(name)), None) for name in names]
         if None in pieces or any(piece.flax not in port.stats for piece in pieces):
             continue
         new = [piece.to_torch(_new(port, piece.flax)) for piece in pieces]
-        results.append(_judge(call, (pieces[0].flax, pieces[1].flax), *new))
+        results.append(_judge(its_calls, (pieces[0].flax, pieces[1].flax), *new))
     return results
 
 
@@ -61,62 +61,73 @@ def _new(port: PortRun, path: str) -> np.ndarray:
     return np.asarray(value.array, np.float64)
 
 
-def _judge(call: Call, paths: tuple[str, str], mean: np.ndarray, var: np.ndarray) -> StatisticsResult:
-    x = call.arguments["input"].detach().numpy()
-    axes = (0, *range(2, x.ndim))
-    old = {name: call.before[name].numpy() for name in ("running_mean", "running_var")}
-    batch_mean, biased = x.mean(axes), x.var(axes)
-    count = x.size // x.shape[1]
-    unbiased = biased * count / max(count - 1, 1)
-    momentum = call.arguments.get("momentum", 0.1)
-    expected = _step(old["running_mean"], batch_mean, momentum), _step(old["running_var"], unbiased, momentum)
+def _judge(calls: list[Call], paths: tuple[str, str], mean: np.ndarray, var: np.ndarray) -> StatisticsResult:
+    """What rule gives the port's new mean and variance; `calls` are all uses of one norm, in their order."""
+    first = calls[0]
+    old = first.before["running_mean"].numpy(), first.before["running_var"].numpy()
+    momentum = first.arguments.get("momentum", 0.1)
+
+    def fits(weight: float, unbiased: bool, times: int = 1) -> bool:
+        expected = _after(calls * times, old, weight, unbiased)
+        return max(_error(mean, expected[0]), _error(var, expected[1])) <= _TOLERANCE
+
+    expected = _after(calls, old, momentum, True)
     error = max(_error(mean, expected[0]), _error(var, expected[1]))
 
     def result(cause="", says="", fix="", severity=FAULT):
-        return StatisticsResult(call, paths, error, cause, says, fix, severity)
+        return StatisticsResult(first, paths, error, cause, says, fix, severity)
 
     if error <= _TOLERANCE:
         return result()
     right = f"nn.BatchNorm(momentum={number(1 - momentum)})"
-    if (
-        _error(mean, expected[0]) <= _TOLERANCE
-        and _error(var, _step(old["running_var"], biased, momentum)) <= _TOLERANCE
-    ):
+    if fits(momentum, False):
         return result(
             "running_variance",
             "keeps the biased variance of the batch; PyTorch keeps the unbiased one, n / (n - 1) of it",
             "stock nn.BatchNorm cannot; cifar_jax.BatchNorm(rule=torch_rule(momentum)) does",
             NOTE,
         )
-    if _error(mean, old["running_mean"]) <= _TOLERANCE and _error(var, old["running_var"]) <= _TOLERANCE:
+    if fits(0.0, True):
         return result(
             "statistics_not_updated",
             "does not update the running statistics in training",
             "model.apply(..., mutable=['batch_stats']) and use_running_average=not train",
         )
-    weight = _weight(mean, old["running_mean"], batch_mean)
-    for kept, words in ((unbiased, ""), (biased, ", and keeps the biased variance")):
-        fitting = max(
-            _error(mean, _step(old["running_mean"], batch_mean, weight)),
-            _error(var, _step(old["running_var"], kept, weight)),
-        )
-        if fitting <= _TOLERANCE:
-            return result(
-                "running_average",
-                f"gives the new batch the weight {number(weight)} where PyTorch gives it {number(momentum)}"
-                f" (momentum {number(1 - weight)} in Flax's words){words}",
-                right,
-            )
-    if _error(mean, expected[0]) <= _TOLERANCE:
-        weight = _weight(var, old["running_var"], unbiased)
-        return result("running_variance", f"keeps another running variance (weight {number(weight)})", right)
+    batch_mean = _batch(first)[0]
+    weights = [_weight(mean, old[0], batch_mean), 0.01, 0.001, 0.1, 0.9, 0.99, 0.999, 0.2, 0.05, 1.0]
+    for weight in weights if len(calls) > 1 else weights[:1]:
+        for unbiased in (True, False):
+            if fits(weight, unbiased):
+                return result(
+                    "running_average",
+                    f"gives the new batch the weight {number(weight)} where PyTorch gives it {number(momentum)}"
+                    f" (momentum {number(1 - weight)} in Flax's words)"
+                    + ("" if unbiased else ", and keeps the biased variance"),
+                    right,
+                )
     for times in (2, 3):
-        repeated = old["running_mean"]
-        for _ in range(times):
-            repeated = _step(repeated, batch_mean, momentum)
-        if _error(mean, repeated) <= _TOLERANCE:
+        if fits(momentum, True, times) or fits(momentum, False, times):
             return result("statistics_twice", f"updates the running statistics {times} times for each batch", right)
+    if _error(mean, expected[0]) <= _TOLERANCE:
+        return result("running_variance", "keeps another running variance than PyTorch", right)
     return result("", "", right)
+
+
+def _batch(call: Call) -> tuple[np.ndarray, np.ndarray, int]:
+    """Mean and biased variance of a norm's input by channel, and how many values each has."""
+    x = call.arguments["input"].detach().numpy()
+    axes = (0, *range(2, x.ndim))
+    return x.mean(axes), x.var(axes), x.size // x.shape[1]
+
+
+def _after(calls: list[Call], old: tuple, weight: float, unbiased: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Running mean and variance after all uses of a norm."""
+    mean, var = old
+    for call in calls:
+        batch_mean, batch_var, count = _batch(call)
+        kept = batch_var * (count / max(count - 1, 1) if unbiased else 1.0)
+        mean, var = _step(mean, batch_mean, weight), _step(var, kept, weight)
+    return mean, var
 
 
 def _step(old: np.ndarray, new: np.ndarray, weight: float) -> np.ndarray:
@@ -131,8 +142,3 @@ def _weight(result: np.ndarray, old: np.ndarray, new: np.ndarray) -> float:
 
 def _error(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.abs(one - other).max() / max(float(np.abs(other).max()), 1e-300))
-
-
-def new_statistics(port: PortRun) -> Mapping[str, np.ndarray]:
-    """The port's statistics after the batch, by path."""
-    return {path: np.asarray(port.values[number_].array) for path, number_ in port.stats.items()}

@@ -238,8 +238,16 @@ _IGNORED = {
     "is_pinned",
     "get_device",
     "new_zeros",
+    "zeros_like",
+    "ones_like",
+    "full_like",
+    "empty_like",
+    "new_ones",
+    "new_full",
+    "new_empty",
     "unbind_",
 }
+_WRAPPERS = ("contextlib.py", "functools.py", "/beartype/", "/jaxtyping/")
 _TORCH_FILES = __file__.rpartition("parity")[0] + "parity", torch.__path__[0]
 
 
@@ -516,7 +524,7 @@ def _user_frame():
     frame = sys._getframe(2)
     while frame is not None:
         file = frame.f_code.co_filename
-        if not file.startswith(_TORCH_FILES) and not file.startswith("<") and "contextlib" not in file:
+        if not file.startswith((*_TORCH_FILES, "<")) and not any(each in file for each in _WRAPPERS):
             return frame
         frame = frame.f_back
     return None
@@ -585,8 +593,15 @@ def run_model(
     finally:
         for handle in handles:
             handle.remove()
-    outputs = list(_tensors({"": result if not hasattr(result, "to_tuple") else result.to_tuple()}))
+    outputs = list(_tensors(_by_key(result)))
     return Run(recorder.calls, outputs, [_maker(recorder, output) for output in outputs])
+
+
+def _by_key(tree: Any) -> Any:
+    """A tree whose dicts are in the order of their keys, as JAX has them."""
+    if isinstance(tree, Mapping):
+        return {key: _by_key(tree[key]) for key in sorted(tree, key=str)}
+    return [_by_key(each) for each in tree] if isinstance(tree, (list, tuple)) else tree
 
 
 def _maker(recorder: Recorder, tensor: torch.Tensor) -> int:

@@ -18,7 +18,7 @@ from cifar_jax.parity.comparison.causes.catalogue import concerning
 from cifar_jax.parity.comparison.causes.proposal import FAULT, LAYOUT, NOTE, Kind, Place, Proposal, given
 from cifar_jax.parity.comparison.fingerprints import Index, agree, fingerprint
 from cifar_jax.parity.comparison.jaxpr_values import Evaluation, Source, Value
-from cifar_jax.parity.comparison.mapping import WeightMap, exchanges, other_orders
+from cifar_jax.parity.comparison.mapping import WeightMap, exchange, exchanges, other_orders
 from cifar_jax.parity.comparison.torch_side import Call, Change, Run
 
 # How many calls after a change are looked at, before the whole model is run.
@@ -282,7 +282,7 @@ class _Trial:
         self.last, self.counts = (root.index, True) if last is None else (last, False)
         self.is_output = root.index in [run.produced_by[i] for i in state.wrong_outputs]
 
-    def gain(self, run: Run, *, count_root: bool = True) -> float:
+    def gain(self, run: Run, *, count_root: bool = True) -> int | float:
         """How many values that follow from the root found their first equal; infinity where all of them did."""
         after, gained, missed = {self.root.index}, 0, 0
         for call in run.calls:
@@ -308,23 +308,30 @@ class _Trial:
         return bool(set(numbers) - self.seen)
 
     def attempt(
-        self, changes: Mapping[int, Change], mapping: WeightMap | None = None, *, count_root: bool = True
-    ) -> float:
+        self,
+        changes: Mapping[int, Change],
+        mapping: WeightMap | None = None,
+        *,
+        count_root: bool = True,
+        start: int | None = None,
+    ) -> int | float:
         """The gain of a change in the next few calls; 0 where the changed copy cannot run."""
         stop = None if self.is_output else self.last + _WINDOW
-        run = self._run(changes, mapping, stop)
-        if run is None or self._loses(run, min([self.root.index, *changes])):
+        run = self._run(changes, mapping, stop, start)
+        if run is None or self._loses(run, min([self.root.index if start is None else start, *changes])):
             return 0
         if self.is_output:
             return math.inf if run.outputs and self._outputs_right(run) else 0
         return self.gain(run, count_root=count_root)
 
-    def whole(self, changes: Mapping[int, Change], mapping: WeightMap | None = None) -> Run | None:
+    def whole(
+        self, changes: Mapping[int, Change], mapping: WeightMap | None = None, *, start: int | None = None
+    ) -> Run | None:
         """The whole run with a change, or None where it cannot run."""
-        return self._run(changes, mapping, None)
+        return self._run(changes, mapping, None, start)
 
-    def _run(self, changes: Mapping[int, Change], mapping: WeightMap | None, stop: int | None) -> Run | None:
-        start = min([self.root.index, *changes])
+    def _run(self, changes: Mapping[int, Change], mapping: WeightMap | None, stop: int | None, first=None):
+        start = min([self.root.index if first is None else first, *changes])
         try:
             return self.runner(mapping or self.mapping, {**self.changes, **changes}, self.run.calls[:start], stop)
         except Exception:  # a change that the model cannot take
@@ -364,6 +371,7 @@ def _settle(trial: _Trial, arrays, train: bool):
     kinds = concerning(trial.root.name)
     return (
         _best_mapping(trial, other_orders(trial.mapping, names))
+        or _exchanged_siblings(trial)
         or _best_hypothesis(trial, place, [kind for kind in kinds if kind.functions is not None])
         or _at_earlier_calls(trial, _silent_before(trial), arrays, train)
         or _best_mapping(trial, exchanges(trial.mapping, names))
@@ -425,6 +433,40 @@ def _best_hypothesis(trial: _Trial, place: Place, kinds):
         if (chosen := _most(trial, found)) is not None:
             return chosen
     return None
+
+
+def _exchanged_siblings(trial: _Trial):
+    """The weights of two alike layers on one input exchanged, whose order says nothing about which is which."""
+    if trial.root.parameters:
+        return None
+    near, todo = [], [(i, 0) for i in trial.root.inputs]
+    while todo:
+        index, depth = todo.pop()
+        if index < 0 or depth > 4:
+            continue
+        call = trial.run.calls[index]
+        if call.parameters:
+            near.append(call)
+        else:
+            todo += [(i, depth + 1) for i in call.inputs]
+    for one in near:
+        for other in trial.run.calls:
+            alike = other.name == one.name and other.index != one.index and _same_input(trial, one, other)
+            mapping = exchange(trial.mapping, one.parameters, other.parameters) if alike else None
+            if mapping is None:
+                continue
+            start = min(one.index, other.index)
+            if trial.attempt({}, mapping, start=start):
+                run = trial.whole({}, mapping, start=start)
+                if run is not None:
+                    says = f"{one.module} and {other.module} exchanged"
+                    return Proposal("mapping", says, "nothing", {}, NOTE), mapping, run, trial
+    return None
+
+
+def _same_input(trial: _Trial, one: Call, other: Call) -> bool:
+    values = [trial.run.calls[each.inputs[0]].print if each.inputs[0] >= 0 else each.inputs[0] for each in (one, other)]
+    return values[0] == values[1]
 
 
 def _fits(trial: _Trial, proposal: Proposal) -> bool:

@@ -356,9 +356,3 @@ SCHEDULES = [
 ]
 
 CASES = [*NETWORKS, *UNUSUAL, *LOSSES, *OPTIMIZERS, *SCHEDULES]
-# Every network's correct port, one of each kind of mistake that is quick, and one of each other list.
-FAST = [
-    "resnet", "resnet same", "resnet residual_order", "resnet momentum", "unet order", "decoder no_mask", "lstm first",
-    "gru reset", "mlp", "mlp gelu", "nnx mlp", "nnx mlp epsilon", "channels first", "an LSTM by hand", "loss sum",
-    "sgd decay mask", "schedule unit",
-]  # fmt: skip

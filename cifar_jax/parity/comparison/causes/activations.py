@@ -145,10 +145,13 @@ def _left_out(place: Place):
     call = place.call
     first = first_tensor(call.arguments)
     if first.shape == call.output.shape:
-        what = f"the {call.kind} {call.module}" if call.kind and call.parameters else call.name
-        yield Proposal(
-            "left_out", f"leaves out {what}", f"{_in_flax(call)} where PyTorch has it", {call.index: left_out}
-        )
+        what = f"the {call.kind} {call.module}" if hasattr(torch.nn, call.kind) and call.parameters else call.name
+        fix = f"{_in_flax(call)} where PyTorch has it"
+        yield Proposal("left_out", f"leaves out {what}", fix, {call.index: left_out})
+        # The same line may run for several inputs, which meet only later.
+        same = [each.index for each in place.calls if (each.name, each.source) == (call.name, call.source)]
+        if len(same) > 1:
+            yield Proposal("left_out", f"leaves out {what}", fix, dict.fromkeys(same, left_out))
 
 
 def _added(place: Place):

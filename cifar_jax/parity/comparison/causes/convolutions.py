@@ -56,6 +56,12 @@ def _padding(place: Place):
         if tuple(own) != (amount,) * rank:
             words = '"VALID"' if amount == 0 else str(amount)
             yield Proposal("padding", f"pads {words} where PyTorch pads {own}", fix, {call.index: _padded(sides)})
+    totals = [2 * n for n in own]
+    for low in range(max(totals, default=0) + 1):
+        sides = tuple((min(low, total), total - min(low, total)) for total in totals)
+        if any(a != b for a, b in sides):
+            says = f"pads {sides}, not the same on both sides; PyTorch pads {own}"
+            yield Proposal("padding", says, fix, {call.index: _padded(sides)})
     if any(own):
         full = (
             [(2 * n, 0) for n in own],
@@ -111,6 +117,15 @@ def _pad_call(place: Place):
                 {call.index: lambda c, a, mode=mode: F.pad(a["input"], a["pad"], mode=mode)},
             )
     sides = list(a["pad"])
+    for low, high in itertools.product(range(max(sides) + 2), repeat=2):
+        others = [n for own in range(0, len(sides), 2) for n in ((low, high) if any(sides[own : own + 2]) else (0, 0))]
+        if others != sides:
+            yield Proposal(
+                "padding",
+                f"pads {others} where PyTorch pads {sides} (last axis first)",
+                "jnp.pad with PyTorch's amounts",
+                {call.index: lambda c, a, others=others: F.pad(a["input"], others, mode=given)},
+            )
     exchanged = [n for i in range(0, len(sides), 2) for n in (sides[i + 1], sides[i])]
     yield Proposal(
         "padding",

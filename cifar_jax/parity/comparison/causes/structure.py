@@ -193,7 +193,8 @@ def _other_source(place: Place):
     for earlier in reversed(place.calls[: call.index]):
         if (
             earlier.index not in own
-            and earlier.output.shape == shape
+            and earlier.output.ndim == len(shape)
+            and earlier.output.shape[-1:] == shape[-1:]
             and earlier.output.dtype == call.arguments[first].dtype
         ):
             between = [each for each in place.calls[earlier.index + 1 : call.index] if each.index in own]
@@ -520,10 +521,11 @@ def cell(
     return torch.stack(results[::-1] if reverse else results), h, c
 
 
-def recurrent(name, a, *, variants=None, swap_directions=False, both_forward=False, layers=None):
+def recurrent(name, a, *, variants=None, swap_directions=False, both_forward=False, layers=None, use_state=True):
     """`torch.lstm` and its kin written out; `variants` are arguments of `cell`."""
     variants = variants or {}
     x = a["input"].transpose(0, 1) if a["batch_first"] else a["input"]
+    given = a.get("hx") if use_state else None
     weights, biases = list(a["weights"]), a["has_biases"]
     per_cell = 4 if biases else 2
     directions = 2 if a["bidirectional"] else 1
@@ -533,11 +535,13 @@ def recurrent(name, a, *, variants=None, swap_directions=False, both_forward=Fal
         for direction in range(directions):
             start = per_cell * (layer * directions + direction)
             reverse = (direction == 1 and not both_forward) != variants.get("turned", False)
+            state = _initial_state(name, given, layer * directions + direction)
             y, h, c = cell(
                 name,
                 x,
                 weights[start : start + per_cell],
                 reverse=reverse,
+                state=state,
                 **{key: value for key, value in variants.items() if key != "turned"},
             )
             results.append(y)
@@ -549,6 +553,13 @@ def recurrent(name, a, *, variants=None, swap_directions=False, both_forward=Fal
     y = x.transpose(0, 1) if a["batch_first"] else x
     h = torch.stack(last_h)
     return (y, h, torch.stack(last_c)) if name == "lstm" else (y, h)
+
+
+def _initial_state(name, given, place):
+    """The state of one layer and direction from `hx`; None for zeros."""
+    if given is None:
+        return None
+    return (given[0][place], given[1][place]) if name == "lstm" else (given[place], torch.zeros_like(given[place]))
 
 
 def _recurrent(place: Place):
@@ -580,6 +591,7 @@ def _recurrent(place: Place):
         )
     for words, function in {"relu": torch.relu, "gelu": F.gelu, "silu": F.silu, "the identity": lambda x: x}.items():
         options.append((f"squashes with {words}, not tanh", {"variants": {"squash": function}}, "recurrent_activation"))
+    options.append(("starts from a state of zeros", {"use_state": False}, "recurrent_state"))
     options.append(("gates with hard_sigmoid", {"variants": {"gate": F.hardsigmoid}}, "recurrent_activation"))
     if call.arguments.get("bidirectional"):
         options.append(("runs both directions forward", {"both_forward": True}, "recurrent_direction"))
