@@ -1,12 +1,11 @@
 """The page of a comparison: causes on top, then both models side by side, layer by layer."""
 
 from pathlib import Path
+from typing import Any
 
-from cifar_jax.parity.comparison.result import DIFFERENT, EQUAL, Layer, Result
 
-
-def render(result: Result) -> str:
-    """One HTML page that needs no other file."""
+def render(result: Any) -> str:
+    """One HTML page that needs no other file, of a `result.Result` (which calls this, so it is not imported here)."""
     import jinja2
 
     folder = Path(__file__).parent
@@ -20,11 +19,11 @@ def render(result: Result) -> str:
     verdicts = [("Spec", result.spec), ("Numeric", result.numeric), ("Behavioral", result.behavioral)]
     pairs = [(piece.where(), piece.flax or "zeros", piece.layout.name, piece.proved) for piece in result.mapping.pieces]
     return environment.get_template("page.html.jinja").render(
-        result=result, rows=rows, verdicts=verdicts, pairs=pairs, number=_number, equal=EQUAL, different=DIFFERENT
+        result=result, rows=rows, verdicts=verdicts, pairs=pairs, number=_number, equal="equal", different="different"
     )
 
 
-def _state(layer: Layer) -> str:
+def _state(layer: Any) -> str:
     words = {"elsewhere": "other steps, same result", "explained": "differs, explained"}
     return words.get(layer.state, layer.state)
 
