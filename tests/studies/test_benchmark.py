@@ -13,6 +13,7 @@ import pytest
 from conftest import ROOT, config_of, run_command
 
 from cifar_jax.errors import InputError
+from cifar_jax.marked import fill
 from cifar_jax.nn.models import NETWORKS
 from cifar_jax.studies.benchmark import agreement, curves, floors, runner, settings, speed_table, suite, summary, worker
 from cifar_jax.studies.benchmark.compare import Setting
@@ -369,17 +370,11 @@ def test_a_record_is_not_stale(path):
         assert setting["agreement"]["disagree"] == []
 
 
-def test_the_tables_of_speed_are_not_stale():
-    """`python -m cifar_jax fill README.md` writes them."""
-    readme = (ROOT / "README.md").read_text()
-    assert speed_table.with_speed(readme, speed_table.speed_tables(ROOT / "results")) == readme
-
-
 def test_a_table_says_what_the_record_says():
     record = as_file(record_of({"J1": [process()], "P1": [process()]}))
     text = speed_table._tables(record, "results/x.json")
     assert "On 2 CPU cores (a processor) with jax 1, flax 2, torch 3 ([all figures](results/x.json)):" in text
     assert re.search(r"\| CNN6, 32x32, batch 200, float32 \| P1: .* \| 30 \(30 to 30\) \| 20 \| .* \| 1\.00 \|", text)
-    assert speed_table.with_speed("a\n<!-- speed: x -->\nold\n<!-- end of speed -->\n", text).count("\n| CNN6") == 2
+    assert fill("a\n<!-- speed: x -->\nold\n<!-- end of speed -->\n", "speed", text).count("\n| CNN6") == 2
     with pytest.raises(ValueError, match="once each"):
-        speed_table.with_speed("no markers", text)
+        fill("no markers", "speed", text)
