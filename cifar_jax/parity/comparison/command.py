@@ -22,6 +22,7 @@ does, and that way is named. The parameters of both sides find each other.
   --show-mapping        prints which parameter is which
   --html=FILE           one page: causes, and both models layer by layer
   --json=FILE           all figures
+  --reproductions=DIR   for each difference that nothing explains, a file with the arguments and both results
 
 Exit codes: 0 equal, 1 different, 2 wrong input.
 """
@@ -91,6 +92,9 @@ def main(argv: list[str]) -> int:
     if given.html:
         result.write_html(_ready(given.html))
         print(f"Page: {given.html}")
+    if given.reproductions and result.reproductions:
+        for path in result.write_reproductions(given.reproductions):
+            print(f"Unexplained: {path}")
     return 0 if result.equal else 1
 
 
@@ -108,6 +112,7 @@ def _parse(argv: list[str]) -> tuple[list[str], flags.FlagValues]:
         "save-mapping",
         "html",
         "json",
+        "reproductions",
     ):
         flags.DEFINE_string(name, None, "", flag_values=given)
     flags.DEFINE_integer("steps-per-epoch", 1, "", lower_bound=1, flag_values=given)

@@ -169,6 +169,11 @@ def _compare(torch_model, flax_module, batches, loss, call, torch_call, mapping,
             "flax": sum(math.prod(each.shape) for each in port.params.values()),
         },
         time.monotonic() - started,
+        tuple(
+            each.reproduction
+            for each in [*in_evaluation.differences, *in_training.differences]
+            if each.reproduction is not None
+        ),
     )
 
 

@@ -71,6 +71,7 @@ class Difference(NamedTuple):
     error: largest difference over the largest value; NaN where the port has no value of the same shape.
     cause: the kind of the change that explains it; empty where none does.
     says, fix: the cause in words, and the line to write; severity: FAULT, LAYOUT or NOTE.
+    reproduction: where no cause was found, the call's arguments, torch's result and the port's, by name.
     """
 
     order: int
@@ -88,6 +89,7 @@ class Difference(NamedTuple):
     says: str
     fix: str
     severity: str
+    reproduction: dict[str, np.ndarray] | None = None
 
 
 class Walk(NamedTuple):
@@ -624,7 +626,19 @@ def _difference(order: int, train: bool, trial: _Trial, proposal: Proposal | Non
         proposal.says if proposal else "",
         proposal.fix if proposal else "",
         proposal.severity if proposal else FAULT,
+        None if proposal is not None and proposal.cause_known() else _reproduction(root, value),
     )
+
+
+def _reproduction(call: Call, value: Value | None) -> dict[str, np.ndarray]:
+    tensors = {name: each.detach().numpy() for name, each in call.arguments.items() if isinstance(each, torch.Tensor)}
+    found = {
+        f"argument {name}": array for name, array in (tensors | {n: t.numpy() for n, t in call.before.items()}).items()
+    }
+    found["torch"] = call.array
+    if value is not None and value.array is not None:
+        found["flax"] = value.array
+    return found
 
 
 def _counterpart(trial: _Trial, run: Run | None) -> Value | None:
