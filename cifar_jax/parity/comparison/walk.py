@@ -140,7 +140,14 @@ def walk(
         mapping = _prove(mapping, run, state)
         roots = state.roots()
         if not roots or len(differences) >= _MOST_PLACES:
-            return Walk(differences, changes, run, mapping, not roots and bool(run.outputs), state.matched)
+            return Walk(
+                differences,
+                changes,
+                run,
+                mapping,
+                not roots and bool(run.outputs) and not state.wrong_outputs,
+                state.matched,
+            )
         root = run.calls[roots[0]]
         progress(f"{root.module or 'the model'}: {root.name} differs; trying what could explain it")
         trial = _Trial(runner, matcher, run, state, root, mapping, changes)
@@ -164,7 +171,7 @@ class _State(NamedTuple):
     def bad(self) -> set[int]:
         """Calls without an equal on the way to a wrong result."""
         found: set[int] = set()
-        todo = [self.run.produced_by[i] for i in self.wrong_outputs]
+        todo = [self.run.produced_by[i] for i in self.wrong_outputs if self.run.produced_by[i] >= 0]
         forced = set(todo)
         while todo:
             index = todo.pop()
@@ -282,7 +289,7 @@ class _Trial:
         self.seen = {n for index, numbers in state.matched.items() for n in numbers if index < root.index}
         # The call at which the difference showed: the root itself, or one after it.
         self.last, self.counts = (root.index, True) if last is None else (last, False)
-        self.is_output = root.index in [run.produced_by[i] for i in state.wrong_outputs]
+        self.is_output = self.last in [run.produced_by[i] for i in state.wrong_outputs]
 
     def gain(self, run: Run, *, count_root: bool = True) -> int | float:
         """How many values that follow from the root found their first equal; infinity where all of them did."""
@@ -346,7 +353,7 @@ class _Trial:
 
     def _outputs_right(self, run: Run) -> bool:
         now = self.matcher.match(run)
-        mine = [i for i in self.state.wrong_outputs if self.run.produced_by[i] == self.root.index]
+        mine = [i for i in self.state.wrong_outputs if self.run.produced_by[i] == self.last]
         return not set(mine) & set(now.wrong_outputs)
 
     def candidates(self, *, any_size: bool = False) -> list[Value]:

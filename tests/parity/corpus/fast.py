@@ -2,7 +2,21 @@
 
 # Correct ports, usual and unusual; a mistake of each family; a loss, an optimizer, a schedule.
 FAST = [
-    "resnet", "resnet same", "resnet residual_order", "resnet momentum", "densenet order", "decoder no_mask",
-    "lstm first", "gru reset", "mlp", "mlp gelu", "nnx mlp", "nnx mlp epsilon", "channels first", "an LSTM by hand", "loss sum",
-    "sgd decay mask", "schedule unit",
-]  # fmt: skip
+    "resnet",
+    "resnet same",
+    "resnet residual_order",
+    "resnet momentum",
+    "densenet order",
+    "decoder no_mask",
+    "lstm first",
+    "gru reset",
+    "mlp",
+    "mlp gelu",
+    "nnx mlp",
+    "nnx mlp epsilon",
+    "channels first",
+    "an LSTM by hand",
+    "loss sum",
+    "sgd decay mask",
+    "schedule unit",
+]
