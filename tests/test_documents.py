@@ -18,6 +18,10 @@ DOCUMENTS += sorted((ROOT / "docs").glob("*.md"))
 README = (ROOT / "README.md").read_text()
 
 
+# Files that a reader makes: by a command, or in an example of how to add a network.
+NOT_YET = ("results/benchmark_gpu.json", "configs/cnn8_adam.py")
+
+
 def blocks(document: Path) -> list[str]:
     """The command lines of a document's sh blocks, without comments; continued lines are one."""
     text = document.read_text()
@@ -51,7 +55,7 @@ def test_files_that_are_named_exist(document):
     for name in re.findall(
         r"(?:configs|results|cifar_jax|examples|tests)/[\w/]+\.(?:py|json|png|html)", document.read_text()
     ):
-        assert (ROOT / name).exists(), f"{document.name} names {name}"
+        assert (ROOT / name).exists() or name in NOT_YET, f"{document.name} names {name}"
 
 
 @pytest.mark.parametrize(("name", "line"), COMMANDS)

@@ -76,6 +76,9 @@ def main(argv: list[str]) -> int:
     if given.html:
         result.write_html(_ready(given.html))
         print(f"Page: {given.html}")
+    if given.reproductions and result.reproductions:
+        for path in result.write_reproductions(given.reproductions):
+            print(f"Unexplained: {path}")
     return 0 if result.equal else 1
 
 
@@ -104,6 +107,10 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--save-mapping", type=path, metavar="FILE", help="write the pairs that were found")
     parser.add_argument("--html", type=path, metavar="FILE", help="one page: causes, and both models layer by layer")
     parser.add_argument("--json", type=path, metavar="FILE", help="all figures")
+    parser.add_argument(
+        "--reproductions", metavar="DIR",
+        help="for each difference that nothing explains, a file with the arguments and both results",
+    )  # fmt: skip
     given = parser.parse_args(argv)
     if (given.input is None) == (given.batches is None):
         got = "both" if given.input is not None else "neither"

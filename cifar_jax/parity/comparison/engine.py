@@ -113,6 +113,7 @@ def _compare(torch_model, flax_module, batches, loss, call, torch_call, mapping,
             {path: tuple(each.shape) for path, each in port.params.items()},
             {path: tuple(each.shape) for path, each in port.stats.items()},
             sorted(evaluation.inputs),
+            frozenset(name for name, _ in model.named_buffers()),
         )
         _check_counterparts(mapping, shapes, type(torch_model).__name__, type(flax_module).__name__)
     _check_finite(evaluation, type(flax_module).__name__)
@@ -149,6 +150,9 @@ def _compare(torch_model, flax_module, batches, loss, call, torch_call, mapping,
     if initial is not None:
         progress("comparing initial distributions")
         findings += _initial_findings(initial, port_inputs_, call, mapping)
+    if not findings and not (in_evaluation.equal and in_training.equal):
+        where = Where("evaluation", "", "results", None, "", "results", None, float("nan"))
+        findings.append(Finding("", "", "", FAULT, (where,)))
     findings += _spec_findings(mapping, first, evaluation, findings, losses[0] is None)
     found = gather(findings)
     faults = [each for each in found if each.severity == FAULT]
@@ -169,6 +173,11 @@ def _compare(torch_model, flax_module, batches, loss, call, torch_call, mapping,
             "flax": sum(math.prod(each.shape) for each in port.params.values()),
         },
         time.monotonic() - started,
+        tuple(
+            each.reproduction
+            for each in [*in_evaluation.differences, *in_training.differences]
+            if each.reproduction is not None
+        ),
     )
 
 

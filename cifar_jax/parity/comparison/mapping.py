@@ -237,6 +237,7 @@ def find_mapping(
     params: Mapping[str, Shape],
     stats: Mapping[str, Shape],
     inputs: Sequence[str],
+    constants: frozenset[str] = frozenset(),
 ) -> WeightMap:
     """Pairs the tensors of both sides by execution order, kind and shape.
 
@@ -246,9 +247,10 @@ def find_mapping(
       evaluation: the port's forward pass in evaluation.
       params, stats: shapes of the port's arrays by path.
       inputs: names of the port's inputs, as `evaluation` spells them.
+      constants: PyTorch's buffers; those that are no running statistics need no counterpart.
     """
     flax_layers, flax_unused = _flax_layers(evaluation, params, stats, inputs)
-    torch_layers, used = _torch_layers(calls, tensors, flax_layers)
+    torch_layers, used = _torch_layers(calls, tensors, flax_layers, constants)
     pairs = _align(torch_layers, flax_layers)
     pieces: list[Piece] = []
     for torch_layer, flax_layer in pairs:
@@ -264,7 +266,18 @@ def find_mapping(
     every_flax = [unit.name for layer in flax_layers for unit in layer.units.values()]
     flax_only = tuple(path for path in every_flax if path not in taken_flax)
     counters = tuple(name for name in tensors if name.rpartition(".")[2] == "num_batches_tracked")
-    unused = [f"torch: {name}" for name in tensors if name not in used and name not in counters]
+    # Parameters that meet no input, such as a deviation that is a result by itself: in their order, by shape.
+    idle = [name for name in tensors if name not in used and name not in counters and name not in constants]
+    for name in [*idle, *torch_only]:
+        for path in flax_unused:
+            fitting = layouts("plain", tensors[name], (params | stats)[path])
+            if path in params and fitting:
+                pieces.append(Piece(name, None, path, fitting[0], "plain", tensors[name], params[path]))
+                idle = [each for each in idle if each != name]
+                torch_only = tuple(each for each in torch_only if each != name)
+                flax_unused.remove(path)
+                break
+    unused = [f"torch: {name}" for name in idle]
     return WeightMap(tuple(pieces), torch_only, flax_only, tuple(unused + [f"flax: {path}" for path in flax_unused]))
 
 
@@ -282,7 +295,9 @@ _NORMS = ("batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm")
 _RECURRENT = {"lstm": "ifgo", "gru": "rzn", "rnn_tanh": "", "rnn_relu": ""}
 
 
-def _torch_layers(calls: Sequence[Call], tensors: Mapping[str, Shape], flax_layers: Sequence[_Layer]):
+def _torch_layers(
+    calls: Sequence[Call], tensors: Mapping[str, Shape], flax_layers: Sequence[_Layer], constants: frozenset[str]
+):
     """PyTorch's layers in order of use, and the names of all tensors that they use."""
     layers: list[_Layer] = []
     used: set[str] = set()
@@ -315,7 +330,7 @@ def _torch_layers(calls: Sequence[Call], tensors: Mapping[str, Shape], flax_laye
             units = {roles[slot]: _Unit(name, tensors[name]) for slot, name in fresh.items() if slot in roles}
             layers.append(_Layer(position, "plain", units))
         else:
-            for place, name in enumerate(fresh.values()):
+            for place, name in enumerate(each for each in fresh.values() if each not in constants):
                 role = {"mul": "scale", "prelu": "scale", "add": "bias", "matmul": "kernel"}.get(call.name, "plain")
                 layers.append(_Layer((*position, place), "plain", {role: _Unit(name, tensors[name])}))
     return layers, used

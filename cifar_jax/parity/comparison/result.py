@@ -101,6 +101,7 @@ class Result(NamedTuple):
     parameters: error of each parameter's gradient, by torch's name.
     mapping: pairs of parameters, which converts weights both ways.
     counts: parameters of both sides, in numbers. seconds: what it took.
+    reproductions: of each difference without a cause, the call's arguments and both results, by name.
     """
 
     torch_name: str
@@ -114,6 +115,7 @@ class Result(NamedTuple):
     mapping: WeightMap
     counts: Mapping[str, int]
     seconds: float
+    reproductions: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def equal(self) -> bool:
@@ -175,6 +177,17 @@ class Result(NamedTuple):
             "parameters": dict(self.counts),
             "seconds": round(self.seconds, 1),
         }
+
+    def write_reproductions(self, folder: str | Path) -> list[Path]:
+        """Writes a NumPy file for each difference without a cause: the call's arguments and both results."""
+        import numpy as np
+
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        paths = []
+        for number, arrays in enumerate(self.reproductions, 1):
+            paths.append(Path(folder) / f"unexplained_{number}.npz")
+            np.savez(paths[-1], **arrays)
+        return paths
 
     def write_json(self, path: str | Path) -> None:
         """Writes `to_json` to a file."""

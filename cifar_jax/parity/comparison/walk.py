@@ -71,6 +71,7 @@ class Difference(NamedTuple):
     error: largest difference over the largest value; NaN where the port has no value of the same shape.
     cause: the kind of the change that explains it; empty where none does.
     says, fix: the cause in words, and the line to write; severity: FAULT, LAYOUT or NOTE.
+    reproduction: where no cause was found, the call's arguments, torch's result and the port's, by name.
     """
 
     order: int
@@ -88,6 +89,7 @@ class Difference(NamedTuple):
     says: str
     fix: str
     severity: str
+    reproduction: dict[str, np.ndarray] | None = None
 
 
 class Walk(NamedTuple):
@@ -138,7 +140,14 @@ def walk(
         mapping = _prove(mapping, run, state)
         roots = state.roots()
         if not roots or len(differences) >= _MOST_PLACES:
-            return Walk(differences, changes, run, mapping, not roots and bool(run.outputs), state.matched)
+            return Walk(
+                differences,
+                changes,
+                run,
+                mapping,
+                not roots and bool(run.outputs) and not state.wrong_outputs,
+                state.matched,
+            )
         root = run.calls[roots[0]]
         progress(f"{root.module or 'the model'}: {root.name} differs; trying what could explain it")
         trial = _Trial(runner, matcher, run, state, root, mapping, changes)
@@ -162,7 +171,7 @@ class _State(NamedTuple):
     def bad(self) -> set[int]:
         """Calls without an equal on the way to a wrong result."""
         found: set[int] = set()
-        todo = [self.run.produced_by[i] for i in self.wrong_outputs]
+        todo = [self.run.produced_by[i] for i in self.wrong_outputs if self.run.produced_by[i] >= 0]
         forced = set(todo)
         while todo:
             index = todo.pop()
@@ -280,7 +289,7 @@ class _Trial:
         self.seen = {n for index, numbers in state.matched.items() for n in numbers if index < root.index}
         # The call at which the difference showed: the root itself, or one after it.
         self.last, self.counts = (root.index, True) if last is None else (last, False)
-        self.is_output = root.index in [run.produced_by[i] for i in state.wrong_outputs]
+        self.is_output = self.last in [run.produced_by[i] for i in state.wrong_outputs]
 
     def gain(self, run: Run, *, count_root: bool = True) -> int | float:
         """How many values that follow from the root found their first equal; infinity where all of them did."""
@@ -344,7 +353,7 @@ class _Trial:
 
     def _outputs_right(self, run: Run) -> bool:
         now = self.matcher.match(run)
-        mine = [i for i in self.state.wrong_outputs if self.run.produced_by[i] == self.root.index]
+        mine = [i for i in self.state.wrong_outputs if self.run.produced_by[i] == self.last]
         return not set(mine) & set(now.wrong_outputs)
 
     def candidates(self, *, any_size: bool = False) -> list[Value]:
@@ -624,7 +633,19 @@ def _difference(order: int, train: bool, trial: _Trial, proposal: Proposal | Non
         proposal.says if proposal else "",
         proposal.fix if proposal else "",
         proposal.severity if proposal else FAULT,
+        None if proposal is not None and proposal.cause_known() else _reproduction(root, value),
     )
+
+
+def _reproduction(call: Call, value: Value | None) -> dict[str, np.ndarray]:
+    tensors = {name: each.detach().numpy() for name, each in call.arguments.items() if isinstance(each, torch.Tensor)}
+    found = {
+        f"argument {name}": array for name, array in (tensors | {n: t.numpy() for n, t in call.before.items()}).items()
+    }
+    found["torch"] = call.array
+    if value is not None and value.array is not None:
+        found["flax"] = value.array
+    return found
 
 
 def _counterpart(trial: _Trial, run: Run | None) -> Value | None:

@@ -101,7 +101,8 @@ def _gelu(place: Place):
 def _slope(place: Place):
     call = place.call
     x = call.arguments["input"].detach().numpy()
-    given = call.arguments.get("negative_slope", 0.01)
+    given = call.arguments.get("negative_slope", 0.01) if call.name == "leaky_relu" else math.nan
+    own = "learns it" if math.isnan(given) else f"uses {number(given)}"
     slopes = [0.01, 0.02, 0.05, 0.1, 0.2, 0.25, 0.3, 0.5, 0.0]
     for target in place.targets:
         # The slope follows from one negative entry, and must hold for all.
@@ -111,7 +112,7 @@ def _slope(place: Place):
         if slope != given and math.isfinite(slope):
             yield Proposal(
                 "leaky_slope",
-                f"uses the slope {number(slope)} where PyTorch uses {number(given)}",
+                f"uses the slope {number(slope)} where PyTorch {own}",
                 _in_flax(call),
                 {call.index: lambda c, a, slope=slope: F.leaky_relu(a["input"], slope)},
             )
@@ -129,6 +130,13 @@ def _other_activation(place: Place):
                 {call.index: lambda c, a, f=function: f(a["input"])},
             )
     if call.name in ("softmax", "log_softmax"):
+        other = "log_softmax" if call.name == "softmax" else "softmax"
+        yield Proposal(
+            "activation",
+            f"applies {other} where PyTorch applies {call.name}",
+            _in_flax(call),
+            {call.index: lambda c, a: getattr(torch, other)(a["input"], a.get("dim", -1))},
+        )
         function = torch.softmax if call.name == "softmax" else torch.log_softmax
         given = call.arguments.get("dim")
         for axis in range(call.output.ndim):
@@ -236,6 +244,14 @@ def _scaled(place: Place):
     )
     kind = "attention_scale" if in_attention and call.output.ndim >= 3 else "factor"
     output = call.output.numpy().astype(np.float64)
+    for inner in (0.5, 2.0, 0.1, 10.0, *(call.output.shape[-1] ** power for power in (-0.5, 0.5, -1.0))):
+        if call.name in ACTIVATIONS - {"relu", "leaky_relu", "prelu"}:
+            yield Proposal(
+                kind,
+                f"multiplies by a further {number(inner)} before {call.name}",
+                fix,
+                {call.index: lambda c, a, f=inner: call_again(c, {**a, "input": a["input"] * f})},
+            )
     for factor in _factors(place):
         yield Proposal(
             kind,
@@ -247,6 +263,20 @@ def _scaled(place: Place):
         if target.shape != output.shape:
             continue
         difference = target - output
+        # A table of constants is the same for all examples.
+        table = difference[:1]
+        if (
+            len(difference) > 1
+            and call.name in ("add", "sub")
+            and np.abs(difference - table).max() <= 1e-9 * np.abs(output).max()
+        ):
+            tensor = torch.from_numpy(np.array(table))
+            yield Proposal(
+                "constants",
+                f"has other constants in {call.name}, the same for all examples",
+                "the table that PyTorch adds",
+                {call.index: lambda c, a, t=tensor: call_again(c, a) + t},
+            )
         if np.ptp(difference) <= 1e-9 * max(np.abs(output).max(), 1e-30):
             offset = float(difference.reshape(-1)[0])
             yield Proposal(
@@ -329,7 +359,9 @@ def _rounding(place: Place):
 KINDS = (
     Kind("rounding", "rounding of single precision", "nothing", None, _rounding),
     Kind("gelu_form", "form of GELU", "4.7e-4 in each activation", names("gelu"), _gelu),
-    Kind("leaky_slope", "slope of leaky ReLU", "negative activations of another size", names("leaky_relu"), _slope),
+    Kind(
+        "leaky_slope", "slope of leaky ReLU", "negative activations of another size", names("leaky_relu prelu"), _slope
+    ),
     Kind("activation", "another activation", "trains otherwise", ACTIVATIONS, _other_activation),
     Kind(
         "dropout_rate",

@@ -117,7 +117,9 @@ def _pad_call(place: Place):
                 {call.index: lambda c, a, mode=mode: F.pad(a["input"], a["pad"], mode=mode)},
             )
     sides = list(a["pad"])
-    for low, high in itertools.product(range(max(sides) + 2), repeat=2):
+    # Padding on one side only has the same elements on either side; the side that PyTorch pads comes first.
+    amounts = itertools.product(range(max(sides) + 2), repeat=2)
+    for low, high in sorted(amounts, key=lambda each: ((each[0] == 0) != (sides[0] == 0), each)):
         others = [n for own in range(0, len(sides), 2) for n in ((low, high) if any(sides[own : own + 2]) else (0, 0))]
         if others != sides:
             yield Proposal(

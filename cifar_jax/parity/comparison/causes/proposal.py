@@ -31,6 +31,10 @@ class Proposal(NamedTuple):
     severity: str = FAULT
     at: int | None = None
 
+    def cause_known(self) -> bool:
+        """Whether this explains anything; the port's own values alone do not."""
+        return bool(self.kind)
+
 
 class Place(NamedTuple):
     """Where both sides part: a call whose inputs are equal on both sides, and whose result is not.
