@@ -216,7 +216,7 @@ def _accept_shares(errors, forward: Run, pairs, inner, port: PortRun, grads) -> 
 
 
 def _places(forward: Run, values: Mapping[int, float], parameters: Mapping[str, float], tolerance: float):
-    """Calls whose gradient, or a parameter's, differs while those of all calls that they feed agree; last ones first."""
+    """Calls whose gradient, or a parameter's, differs while those of all calls they feed agree; last ones first."""
     if not any(error > tolerance for error in parameters.values()):
         # One value may be used at other places on each side, as a copy is; parameters alone are the same on both.
         return
