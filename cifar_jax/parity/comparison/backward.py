@@ -4,6 +4,7 @@ Both sides get the same gradient of their results. Going backwards, the first va
 gradients of all that it feeds agree is where the backward passes part.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -94,14 +95,16 @@ def compare_gradients(
     while True:
         parameters = _parameter_errors(torch_gradients, port_parameters, mapping, frozen)
         values = _value_errors(forward, pairs, inner, port)
-        found = _first(forward, values, parameters, tolerance)
-        if found is None or len(differences) >= 10:
+        places = list(itertools.islice(_places(forward, values, parameters, tolerance), 4))
+        if not places or len(differences) >= 10:
             return Gradients(parameters, values, differences)
-        index, name = found
+        # The last place may be none, where one side computes a value twice; the next ones are tried then.
+        for found in places:
+            explained = _explain(run, tried, forward, found, parameters, port_parameters, mapping, frozen, tolerance)
+            if explained is not None:
+                break
+        index, name = found if explained is not None else places[0]
         call = forward.calls[index]
-        explained = _explain(
-            run, tried, forward, call, name, pairs, inner, port, port_parameters, mapping, frozen, tolerance
-        )
         value = port.values[pairs[index][0]] if index in pairs else None
         differences.append(
             Difference(
@@ -192,14 +195,31 @@ def _value_errors(forward: Run, pairs, inner, port: PortRun) -> dict[int, float]
             scale = max(float(np.abs(mine).max(initial=0)), float(np.abs(theirs).max(initial=0)))
             error = 0.0 if scale <= 1e-9 * largest else float(np.abs(mine - theirs).max(initial=0)) / scale
             errors[index] = min(errors.get(index, np.inf), error)
+    _accept_shares(errors, forward, pairs, inner, port, grads)
     return errors
 
 
-def _first(forward: Run, values: Mapping[int, float], parameters: Mapping[str, float], tolerance: float):
-    """The last call whose gradient differs while those of all calls that it feeds agree; or a parameter's."""
+def _accept_shares(errors, forward: Run, pairs, inner, port: PortRun, grads) -> None:
+    """Takes errors off calls that compute one value several times, where their gradients add up to the port's."""
+    groups: dict[tuple, list[int]] = {}
+    for index in grads:
+        groups.setdefault(tuple(pairs[index]), []).append(index)
+    for numbers, indices in groups.items():
+        if len({grads[i].shape for i in indices}) > 1 or len(indices) < 2:
+            continue
+        total = sum(grads[i] for i in indices)
+        for number in numbers:
+            places = _order(forward.calls[indices[0]].output.numpy(), port.values[number].array)
+            theirs = inner[number].reshape(-1)[places].reshape(total.shape)
+            if np.abs(total - theirs).max(initial=0) <= 1e-7 * max(float(np.abs(theirs).max(initial=0)), 1e-300):
+                errors.update(dict.fromkeys(indices, 0.0))
+
+
+def _places(forward: Run, values: Mapping[int, float], parameters: Mapping[str, float], tolerance: float):
+    """Calls whose gradient, or a parameter's, differs while those of all calls they feed agree; last ones first."""
     if not any(error > tolerance for error in parameters.values()):
         # One value may be used at other places on each side, as a copy is; parameters alone are the same on both.
-        return None
+        return
     wrong = {index for index, error in values.items() if error > tolerance}
     fed: dict[int, list[int]] = {}
     for call in forward.calls:
@@ -209,15 +229,14 @@ def _first(forward: Run, values: Mapping[int, float], parameters: Mapping[str, f
         later = [i for i in fed.get(call.index, ()) if i in values]
         names = [n for n in call.parameters.values() if parameters.get(n, 0.0) > tolerance]
         if call.index in wrong and not any(i in wrong for i in later):
-            return call.index, ""
+            yield call.index, ""
         if names and call.index not in wrong and call.index in values:
-            return call.index, names[0]
+            yield call.index, names[0]
     rest = [name for name, error in parameters.items() if error > tolerance]
     for call in forward.calls:
         for name in call.parameters.values():
             if name in rest and not wrong:
-                return call.index, name
-    return None
+                yield call.index, name
 
 
 def _options(call: Call, name: str):
@@ -249,6 +268,14 @@ def _options(call: Call, name: str):
                 "nn.relu(x)",
                 lambda c, a: torch.maximum(a["input"], torch.zeros_like(a["input"])),
             )
+        for slot, value in call.arguments.items():
+            if isinstance(value, torch.Tensor) and value.is_floating_point() and slot not in call.parameters:
+                yield (
+                    "stopped_gradient",
+                    f"stops the gradient on the way into {call.name}",
+                    "no jax.lax.stop_gradient on this value",
+                    lambda c, a, slot=slot: call_again(c, {**a, slot: a[slot].detach()}),
+                )
         yield (
             "stopped_gradient",
             "stops the gradient behind this value",
@@ -277,28 +304,32 @@ def _scaled(value: torch.Tensor, factor: float) -> torch.Tensor:
     return value * factor + (value * (1 - factor)).detach()
 
 
-def _explain(run, changes, forward, call, name, pairs, inner, port, port_parameters, mapping, frozen, tolerance):
-    before = {i for i, error in _value_errors(forward, pairs, inner, port).items() if error > tolerance}
+def _explain(run, changes, forward: Run, found, errors, port_parameters, mapping, frozen, tolerance: float):
+    """The change of the backward pass after which the fewest parameters have another gradient; None without any.
+
+    Args:
+      run, port_parameters, mapping, frozen, tolerance: as in `compare_gradients`.
+      changes: those so far. forward: the run with them.
+      found: the call at which the backward passes part, and the parameter or "".
+      errors: of the parameters' gradients so far.
+    """
+    call, name = forward.calls[found[0]], found[1]
     consumers = [each for each in forward.calls if call.index in each.inputs]
-    candidates = [(call, name)] if name else [(call, ""), *((each, "") for each in consumers)]
+    candidates = [(call, name)] if name else [*((each, "") for each in consumers), (call, "")]
+    wrong_before = sum(error > tolerance for error in errors.values())
+    best = None
     for place, parameter in candidates:
         for kind, says, fix, change in _options(place, parameter):
-            base = changes.get(place.index)
-            if base is not None and not parameter:
+            if changes.get(place.index) is not None and not parameter:
                 continue
             try:
-                after, its_gradients = run({**changes, place.index: change})
-            except Exception:
+                _, its_gradients = run({**changes, place.index: change})
+            except Exception:  # a change that this call cannot take
                 continue
-            values = _value_errors(after, pairs, inner, port)
             parameters = _parameter_errors(its_gradients, port_parameters, mapping, frozen)
-            good = parameters.get(name, 1.0) <= tolerance if name else _fewer(values, before, call.index, tolerance)
-            if good:
-                return (kind, says, fix), {place.index: change}
-    return None
-
-
-def _fewer(values: Mapping[int, float], before: set[int], index: int, tolerance: float) -> bool:
-    """Whether this gradient, and more than it, agrees now."""
-    now = {i for i, error in values.items() if error > tolerance}
-    return index not in now and len(now) < len(before)
+            wrong = sum(error > tolerance for error in parameters.values())
+            if wrong < wrong_before and (best is None or wrong < best[0]):
+                best = wrong, (kind, says, fix), {place.index: change}
+            if best is not None and best[0] == 0:
+                return best[1:]
+    return None if best is None else best[1:]
