@@ -107,7 +107,9 @@ def main(argv: list[str]) -> int:
     figures = summary(scored)
     print(json.dumps(figures))
     if "json" in flags:
-        content = {**figures, "cases": [each._asdict() for each in scored]}
+        from cifar_jax.runs.provenance import provenance
+
+        content = {**figures, "origin": provenance(), "cases": [each._asdict() for each in scored]}
         Path(flags["json"]).write_text(json.dumps(content, indent=1) + "\n")
     return 0
 
