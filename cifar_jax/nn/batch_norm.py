@@ -76,8 +76,13 @@ def stats_dtype(dtype: DTypeLike) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def batch_moments(x: Float[Array, "batch *spatial channels"], mask: Bool[Array, " batch"] | None) -> Moments:
+def batch_moments(
+    x: Float[Array, "batch *spatial channels"], mask: Bool[Array, " batch"] | None, axis_name: str | None = None
+) -> Moments:
     """Moments over all axes but the last; `mask` is False for rows that do not count. Without values, all three are 0.
+
+    Inside `jax.shard_map`, those of the whole batch, whose rows lie spread along the mesh axis `axis_name`: each device
+    takes the moments of its own rows, and one all-gather puts them together.
 
     One pass over x, as it is read once for both sums: with any constant s, `var = E[(x - s)^2] - E[x - s]^2`. At s = 0
     that cancels where the mean is large beside the deviation, and is off by 0.25 at a ratio of 1000. Here s is a value
@@ -88,7 +93,7 @@ def batch_moments(x: Float[Array, "batch *spatial channels"], mask: Bool[Array, 
     x = without_filling(x.astype(stats_dtype(x.dtype)), mask)
     if x.size == 0:
         zeros = jnp.zeros(x.shape[-1:], x.dtype)
-        return Moments(zeros, zeros, jnp.zeros((), x.dtype))
+        return Moments(zeros, zeros, jnp.zeros((), x.dtype))  # also of all devices, as each has as many rows
     first = 0 if mask is None else jnp.argmax(mask)
     shift = jax.lax.stop_gradient(x[(first, *(size // 2 for size in x.shape[1:-1]))])
     shifted = without_filling(x - shift.reshape((1,) * (x.ndim - 1) + (-1,)), mask)
@@ -98,7 +103,26 @@ def batch_moments(x: Float[Array, "batch *spatial channels"], mask: Bool[Array, 
     mean = jnp.sum(shifted, axes) / divisor
     # A constant channel may come out a rounding below 0.
     var = jnp.maximum(jnp.sum(jnp.square(shifted), axes) / divisor - jnp.square(mean), 0)
-    return Moments(shift + mean, var, count)
+    moments = Moments(shift + mean, var, count)
+    return moments if axis_name is None else gather_moments(moments, axis_name)
+
+
+def gather_moments(moments: Moments, axis_name: str) -> Moments:
+    """Moments of the values of all devices along a mesh axis, from those of each.
+
+    With a device's share w of the values, `mean = sum(w * mean_d)` and `var = sum(w * (var_d + (mean_d - mean)^2))`: no
+    difference of large squares, however large the mean.
+
+    Source: Chan, Golub and LeVeque, 1983, Algorithms for computing the sample variance, section 3.
+    """
+    mine = jnp.concatenate([moments.mean, moments.var, moments.count[None]])
+    means, variances, counts = jnp.split(
+        jax.lax.all_gather(mine, axis_name), [len(moments.mean), 2 * len(moments.mean)], axis=1
+    )
+    count = jnp.sum(counts)
+    share = counts / jnp.maximum(count, 1)
+    mean = jnp.sum(share * means, 0)
+    return Moments(mean, jnp.sum(share * (variances + jnp.square(means - mean[None])), 0), count)
 
 
 def without_filling(
@@ -199,15 +223,19 @@ def normalize_batch(
     *,
     epsilon: float,
     mask: Bool[Array, " batch"] | None,
+    axis_name: str | None = None,
 ) -> tuple[Float[Array, "batch *spatial channels"], Moments]:
-    """What `batch_norm` does to a batch in training, with the moments from which running averages are kept."""
-    if math.prod(x.shape[:-1]) == 1:
+    """What `batch_norm` does to a batch in training, with the moments from which running averages are kept.
+
+    `axis_name` is that of `batch_moments`, for a batch that is spread over devices.
+    """
+    if math.prod(x.shape[:-1]) == 1 and axis_name is None:
         raise ValueError(
             f"BatchNorm in training takes more than one value per channel, got an input of shape {x.shape}."
         )
     # Widened once for both uses: the gradient of each would otherwise be rounded to x's type before they are added.
     wide = without_filling(x.astype(stats_dtype(x.dtype)), mask)
-    moments = batch_moments(wide, mask)
+    moments = batch_moments(wide, mask, axis_name)
     y = normalize(wide, moments.mean, moments.var, scale, bias, epsilon=epsilon)
     return y.astype(x.dtype), moments
 

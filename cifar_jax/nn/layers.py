@@ -56,6 +56,8 @@ class BatchNorm(nn.Module):
     the new statistics: `y, new = module.apply(variables, x, train=True, mutable=["batch_stats"])`.
 
     compare: further rules by name; what they would have kept is in `mean_NAME` and `var_NAME`. See `running_stats`.
+    axis_name: inside `jax.shard_map`, the mesh axis over which to take the statistics of a batch; None takes each
+      device's own.
 
     Raises:
       ValueError: in training when `batch_stats` is not mutable; and what `batch_norm.batch_norm` raises.
@@ -66,6 +68,7 @@ class BatchNorm(nn.Module):
     epsilon: float = 1e-5
     affine: bool = True
     compare: tuple[tuple[str, BatchNormRule], ...] = ()
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(
@@ -99,7 +102,7 @@ class BatchNorm(nn.Module):
 
     def normalize_batch(self, x, scale, bias, mask):
         """The output in training and the moments to learn from; `fused.NormRelu` has another."""
-        return batch_norm.normalize_batch(x, scale, bias, epsilon=self.epsilon, mask=mask)
+        return batch_norm.normalize_batch(x, scale, bias, epsilon=self.epsilon, mask=mask, axis_name=self.axis_name)
 
     def _variables(self, suffix, initial):
         return (

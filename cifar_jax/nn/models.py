@@ -30,6 +30,7 @@ class CNN(nn.Module):
     num_classes: number of logits.
     norm_rule: how BatchNorm keeps its running averages.
     norm_compare: further rules by name, whose running averages are kept beside; see `layers.running_stats`.
+    norm_axis_name: `axis_name` of BatchNorm, for a batch that is spread over devices.
     epsilon: BatchNorm's.
     init: "torch" for PyTorch's default initial weights, "flax" for Flax's (lecun_normal, zero bias).
     dtype: type of the computation. Parameters are float32, or float64 for float64.
@@ -42,6 +43,7 @@ class CNN(nn.Module):
     init_name: str = "torch"
     dtype: DTypeLike = jnp.float32
     norm_compare: tuple[tuple[str, BatchNormRule], ...] = ()
+    norm_axis_name: str | None = None
 
     @nn.compact
     def __call__(
@@ -73,9 +75,10 @@ class CNN(nn.Module):
             width, (3, 3), padding=1, use_bias=False, dtype=self.dtype, param_dtype=stats_dtype(self.dtype),
             kernel_init=self.kernel_init, name=f"conv{number}",
         )(x)  # fmt: skip
-        x = BatchNorm(self.norm_rule, self.epsilon, compare=self.norm_compare, name=f"norm{number}")(
-            x, train=train, mask=mask
-        )
+        x = BatchNorm(
+            self.norm_rule, self.epsilon, compare=self.norm_compare, axis_name=self.norm_axis_name,
+            name=f"norm{number}",
+        )(x, train=train, mask=mask)  # fmt: skip
         x = nn.relu(x)
         return self.pool(x) if last else x
 
