@@ -6,11 +6,11 @@ The lecture's text shows neither its network nor its optimizer; these are the la
     python main.py --config=configs/cifar10_scratch.py --config.data.dir=FOLDER
 """
 
-from configs import default
+from cifar_jax.runs.config import default_config
 
 
 def get_config():
-    config = default.get_config()
+    config = default_config()
     config.data.name = "cifar10"
     config.data.batch_size = 64
     config.data.augment = "flip_first_half"

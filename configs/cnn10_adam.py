@@ -3,11 +3,11 @@
 python main.py --config=configs/cnn10_adam.py --config.data.dir=FOLDER
 """
 
-from configs import default
+from cifar_jax.runs.config import default_config
 
 
 def get_config():
-    config = default.get_config()
+    config = default_config()
     config.model.name = "cnn10"
     config.optimizer.name = "adam"
     config.optimizer.lr = 0.001

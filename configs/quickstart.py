@@ -3,11 +3,11 @@
 python main.py --config=configs/quickstart.py
 """
 
-from configs import default
+from cifar_jax.runs.config import default_config
 
 
 def get_config():
-    config = default.get_config()
+    config = default_config()
     config.data.name = "shapes"
     config.data.batch_size = 100
     config.model.stages = ((16, 16), (32, 32), (64, 64))

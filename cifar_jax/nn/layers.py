@@ -41,7 +41,7 @@ def max_pool(x: Shaped[Array, "*batch height width channels"]) -> Shaped[Array, 
     return nn.max_pool(x, (2, 2), strides=(2, 2))
 
 
-def check_pool(shape: tuple[int, ...]) -> None:
+def check_pool(shape: tuple) -> None:
     """Raises what `max_pool` says it raises."""
     if len(shape) not in (3, 4) or min(shape[-3:-1]) < 2 or shape[-1] == 0:
         raise ValueError(

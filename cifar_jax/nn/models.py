@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from cifar_jax.nn.batch_norm import BatchNormRule, stats_dtype
+from cifar_jax.nn.batch_norm import BatchNormRule, stats_dtype, torch_rule
 from cifar_jax.nn.layers import BatchNorm, Initializer, max_pool, torch_bias_init, torch_kernel_init
 
 Stages = tuple[tuple[int, ...], ...]
@@ -90,7 +90,7 @@ class CNN(nn.Module):
 def create_model(
     name: str,
     *,
-    norm_rule: BatchNormRule,
+    norm_rule: BatchNormRule | None = None,
     num_classes: int = 100,
     stages: Stages = (),
     epsilon: float = 1e-5,
@@ -100,7 +100,7 @@ def create_model(
 ) -> CNN:
     """The network called `name`, "cnn6" or "cnn10".
 
-    `stages` replaces its widths, one for each of its convolutions; `()` keeps the lecture's.
+    `norm_rule` None takes PyTorch's. `stages` replaces the widths, one for each convolution; `()` keeps the lecture's.
 
     Raises:
       ValueError: an unknown name or initialisation, or stages of another number of convolutions.
@@ -112,7 +112,7 @@ def create_model(
     if not same_depth(stages or NETWORKS[name], name):
         raise ValueError(f"model.stages must be () or widths laid out like {name}'s {NETWORKS[name]}, got {stages}.")
     return CNN(
-        stages=stages or NETWORKS[name], num_classes=num_classes, norm_rule=norm_rule, epsilon=epsilon,
+        stages=stages or NETWORKS[name], num_classes=num_classes, norm_rule=norm_rule or torch_rule(), epsilon=epsilon,
         init_name=init_name, dtype=dtype, norm_compare=norm_compare,
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""python -m cifar_jax convert IN OUT: weights and whole runs, from PyTorch's files to ours and back.
+"""Converts weights and whole runs, from PyTorch's files to ours and back: convert IN OUT.
 
     python -m cifar_jax convert half.pt runs/half --config=configs/cnn6_adam.py --config.data.dir=FOLDER
     python -m cifar_jax convert runs/half half.pt
@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from cifar_jax.command_line import parse
+from cifar_jax.command_line import Parser, path
 from cifar_jax.data.order import steps_per_epoch
 from cifar_jax.errors import InputError
 from cifar_jax.nn.layers import running_stats
@@ -44,9 +44,10 @@ from cifar_jax.parity.optimizer_state import (
 )
 from cifar_jax.parity.state_dict import from_state_dict, to_state_dict
 from cifar_jax.parity.torch_file import SUFFIXES, read_file, write_file
+from cifar_jax.runs.build import Experiment, build, prepare
 from cifar_jax.runs.checkpoint import Checkpoints
 from cifar_jax.runs.config import validate
-from cifar_jax.runs.experiment import Experiment, build, prepare
+from cifar_jax.runs.config_flags import add_config, parse
 from cifar_jax.runs.state import TrainState
 from cifar_jax.runs.workdir import read_config, write_config
 
@@ -62,8 +63,12 @@ class Saved(NamedTuple):
 
 def main(argv: list[str]) -> int:
     """Converts as the arguments say."""
-    (source, target), config = parse(argv, takes=2)
-    source, target = Path(source), Path(target)
+    parser = Parser("convert", __doc__)
+    parser.add_argument("source", type=path, metavar="IN", help="a file, or the folder of a run")
+    parser.add_argument("target", type=path, metavar="OUT", help="the other of the two")
+    add_config(parser, default=None)
+    arguments = parse(parser, argv)
+    source, target, config = arguments.source, arguments.target, arguments.config
     into = source.suffix in SUFFIXES
     if into == (target.suffix in SUFFIXES):
         raise InputError(
@@ -116,8 +121,10 @@ def run_to_file(source: Path, target: Path) -> int:
     if target.exists() or not target.absolute().parent.is_dir():
         raise InputError(f"OUT must be a new file in a folder that exists, got {str(target)!r}.")
     config = read_config(source)
-    experiment = build(config, prepare(config, source))
-    checkpoints = Checkpoints(source / "checkpoints")
+    experiment = build(config, prepare(config, source, read_only=True))
+    if not (source / "checkpoints").is_dir():
+        raise InputError(f"IN must hold a checkpoint, got {str(source)!r}.")
+    checkpoints = Checkpoints(source / "checkpoints", read_only=True)
     epoch = checkpoints.newest()
     if epoch is None:
         raise InputError(f"IN must hold a checkpoint, got {str(source)!r}.")

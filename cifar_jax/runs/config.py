@@ -1,14 +1,14 @@
-"""Validation: every wrong value is refused, in one sentence, before anything is compiled or written."""
+"""The config: every key with its default and what it takes, declared once, and the checks that a run starts with.
+
+Every wrong value is refused, in one sentence, before anything is compiled or written.
+"""
 
 import difflib
 import json
-import math
-import re
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import ml_collections
-from absl import flags
+from ml_collections import config_dict
 
 from cifar_jax.data import DATASETS
 from cifar_jax.data.order import SAMPLERS
@@ -19,106 +19,141 @@ from cifar_jax.nn.models import INITS, NETWORKS, same_depth
 from cifar_jax.nn.optimizers import OPTIMIZERS
 from cifar_jax.nn.schedules import SCHEDULES
 from cifar_jax.nn.transforms import AUGMENTS
+from cifar_jax.runs.fields import (
+    BELOW_ONE,
+    BOOL,
+    NOT_NEGATIVE,
+    POSITIVE,
+    STAGES,
+    Field,
+    choice,
+    integer,
+    names_out_of,
+    number,
+    or_none,
+    parse_text,
+)
+
+
+class Key(NamedTuple):
+    """A key of the config.
+
+    default: as the lecture's CNN6 with Adam on CIFAR-100 has it. Of a key that is added later, what runs meant before.
+    field: what it takes.
+    help: what it does.
+    """
+
+    default: Any
+    field: Field
+    help: str
+
+
+_FRACTION = number("a number from 0 to 1", lambda value: 0 <= value <= 1)
+_PATH = Field("a path, or '' to download", lambda value: isinstance(value, str))
+_DEVICES = Field("-1 or an integer of at least 1", lambda value: value == -1 or integer(1).accepts(value))
+
+KEYS = {
+    "seed": Key(0, integer(0, 2**31 - 1), "draws the initial weights, the order of every epoch and the augmentation"),
+    "rng": Key("jax", choice("jax", "torch"), "whose random numbers: torch's are those that PyTorch draws on the CPU"),
+    "dtype": Key("float32", choice("float32", "bfloat16", "float64"), "of the computation"),
+    "platform": Key("auto", choice("auto", "cpu", "gpu", "tpu"), "auto takes the fastest there is; the others insist"),
+    "data.name": Key("cifar100", choice(*DATASETS), "shapes are embedded and need no network"),
+    "data.dir": Key("", _PATH, "a folder prepared by TFDS; empty: download into the cache folder"),
+    "data.image_size": Key(32, integer(8, 512), "height and width after a bicubic resize"),
+    "data.batch_size": Key(200, integer(1), "images a step, over all devices"),
+    "data.eval_batch_size": Key(200, integer(1), "images a step in evaluation"),
+    "data.limit_train": Key(0, integer(0), "use only the first so many training images; 0 uses all"),
+    "data.limit_test": Key(0, integer(0), "use only the first so many test images; 0 uses all"),
+    "data.holdout": Key(0, integer(0), "so many training images, the last ones, only measure: holdout_accuracy"),
+    "data.placement": Key(
+        "auto", choice("auto", "device", "host"), "where the images lie; auto: on the device if they fit"
+    ),
+    "data.augment": Key(
+        "flip", choice(*AUGMENTS), "flip: each image with p = 0.5; flip_first_half: half of each batch"
+    ),
+    "data.normalize": Key(True, BOOL, "pixels to [-1, 1]; False: to [0, 1]"),
+    "data.sampler": Key(
+        "shuffle", choice(*SAMPLERS), "shuffle: every image once an epoch; whole_batches drops the rest"
+    ),
+    "model.name": Key("cnn6", choice(*NETWORKS), "6 or 10 convolutions"),
+    "model.stages": Key((), STAGES, "widths of the convolutions between pools; () keeps the lecture's"),
+    "model.init": Key("torch", choice(*INITS), "initial weights as PyTorch draws them, or as Flax does"),
+    "norm.rule": Key("torch", choice(*RULES), "how BatchNorm keeps its running averages"),
+    "norm.momentum": Key(None, or_none(_FRACTION, "the rule's own"), "None is 0.1 (torch, lecture) or 0.99 (flax)"),
+    "norm.epsilon": Key(1e-5, POSITIVE, "added to the variance"),
+    "norm.sync": Key("global", choice(*SYNCS), "over devices, statistics of the whole batch or of each device's share"),
+    "norm.compare": Key(
+        (), names_out_of(tuple(RULES), "('lecture', 'flax')"), "rules kept and evaluated beside the run's"
+    ),
+    "optimizer.name": Key("adam", choice(*OPTIMIZERS), "as PyTorch means them"),
+    "optimizer.lr": Key(0.001, POSITIVE, "learning rate"),
+    "optimizer.momentum": Key(0.9, BELOW_ONE, "sgd only"),
+    "optimizer.weight_decay": Key(0.0, NOT_NEGATIVE, "joins the gradient, in both"),
+    "optimizer.b1": Key(0.9, BELOW_ONE, "adam only"),
+    "optimizer.b2": Key(0.999, BELOW_ONE, "adam only"),
+    "optimizer.eps": Key(1e-8, POSITIVE, "adam only"),
+    "train.epochs": Key(30, integer(1), "how long"),
+    "train.seeds": Key(1, integer(1, 1000), "so many runs, of seed, seed + 1, ..., each in a folder of its own"),
+    "train.checkpoint_every": Key(1, integer(1), "epochs; the last epoch is always saved"),
+    "sharding.data": Key(-1, _DEVICES, "devices that share each batch; -1: all there are"),
+    "schedule.name": Key("constant", choice(*SCHEDULES), "of the learning rate; it changes between epochs"),
+    "schedule.step_size": Key(10, integer(1), "step: calls between two drops"),
+    "schedule.gamma": Key(0.5, POSITIVE, "step: factor of each drop"),
+    "schedule.t_max": Key(
+        None, or_none(integer(1), "schedules other than cosine"), "cosine: calls until the rate is 0"
+    ),
+    "schedule.calls_per_epoch": Key(1, integer(1, 2), "2 is what the slide does by calling it in train and test phase"),
+}
 
 # Keys that may differ when a run is resumed, because they change no step that has been made.
 FREE_ON_RESUME = ("data.dir", "data.placement", "sharding.data", "train.epochs", "train.checkpoint_every")
 
 
-class Field(NamedTuple):
-    """What a key takes, in words and as a test."""
-
-    takes: str
-    accepts: Callable[[Any], bool]
-
-
-def _choice(*names: str) -> Field:
-    return Field("one of " + ", ".join(names), lambda value: isinstance(value, str) and value in names)
-
-
-def _integer(low: int, high: int | None = None) -> Field:
-    takes = f"an integer of at least {low}" if high is None else f"an integer from {low} to {high}"
-
-    def accepts(value):
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        return whole and low <= value and (high is None or value <= high)
-
-    return Field(takes, accepts)
+def default_config() -> ml_collections.ConfigDict:
+    """Every key at its default: the lecture's CNN6 with Adam on CIFAR-100."""
+    config = ml_collections.ConfigDict()
+    for name, key in KEYS.items():
+        section, _, last = name.rpartition(".")
+        if section and section not in config:
+            config[section] = ml_collections.ConfigDict()
+        # A plain None would take a value of any type later, and a reference of another key's none.
+        kinds = {"norm.momentum": float, "schedule.t_max": int}
+        value = config_dict.placeholder(kinds[name]) if key.default is None else key.default
+        (config[section] if section else config)[last] = value
+    return config
 
 
-def _number(takes: str, accepts: Callable[[float], bool]) -> Field:
-    def test(value):
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        return number and math.isfinite(value) and accepts(value)
+def set_from_text(config: ml_collections.ConfigDict, name: str, text: str) -> None:
+    """Sets a key to what a command line says: `--config.NAME=TEXT`. The value before is replaced, whatever it was.
 
-    return Field(takes, test)
-
-
-def _or_none(field: Field, none: str) -> Field:
-    return Field(f"{field.takes}, or None for {none}", lambda value: value is None or field.accepts(value))
-
-
-def _are_rules(value) -> bool:
-    return isinstance(value, list | tuple) and all(isinstance(name, str) and name in RULES for name in value)
-
-
-def _is_stages(value) -> bool:
-    def widths(stage):
-        return isinstance(stage, list | tuple) and stage and all(_integer(1).accepts(width) for width in stage)
-
-    return isinstance(value, list | tuple) and all(widths(stage) for stage in value)
+    Raises:
+      InputError: there is no such key, or it does not take this.
+    """
+    if name not in KEYS:
+        raise InputError(unknown_key(name))
+    key = KEYS[name]
+    value = parse_text(text, key.field)
+    if not key.field.accepts(value):
+        raise InputError(f"{name} must be {key.field.takes}, got {shown(value)}.")
+    if isinstance(key.default, float) and value is not None:
+        value = float(value)
+    section, _, last = name.rpartition(".")
+    target = config[section] if section else config
+    with target.ignore_type():
+        target[last] = value
 
 
-_POSITIVE = _number("a finite number above 0", lambda value: value > 0)
-_NOT_NEGATIVE = _number("a finite number of at least 0", lambda value: value >= 0)
-_BELOW_ONE = _number("a number from 0 to below 1", lambda value: 0 <= value < 1)
-_BOOL = Field("True or False", lambda value: isinstance(value, bool))
-
-FIELDS = {
-    "seed": _integer(0, 2**31 - 1),
-    "rng": _choice("jax", "torch"),
-    "dtype": _choice("float32", "bfloat16", "float64"),
-    "platform": _choice("auto", "cpu", "gpu", "tpu"),
-    "data.name": _choice(*DATASETS),
-    "data.dir": Field("a path, or '' to download", lambda value: isinstance(value, str)),
-    "data.image_size": _integer(8, 512),
-    "data.batch_size": _integer(1),
-    "data.eval_batch_size": _integer(1),
-    "data.limit_train": _integer(0),
-    "data.limit_test": _integer(0),
-    "data.holdout": _integer(0),
-    "data.placement": _choice("auto", "device", "host"),
-    "data.augment": _choice(*AUGMENTS),
-    "data.normalize": _BOOL,
-    "data.sampler": _choice(*SAMPLERS),
-    "model.name": _choice(*NETWORKS),
-    "model.stages": Field("() or widths such as ((16, 16), (32, 32), (64, 64))", _is_stages),
-    "model.init": _choice(*INITS),
-    "norm.rule": _choice(*RULES),
-    "norm.momentum": _or_none(_number("a number from 0 to 1", lambda value: 0 <= value <= 1), "the rule's own"),
-    "norm.epsilon": _POSITIVE,
-    "norm.sync": _choice(*SYNCS),
-    "norm.compare": Field(f"() or rules such as ('lecture', 'flax'), out of {', '.join(RULES)}", _are_rules),
-    "optimizer.name": _choice(*OPTIMIZERS),
-    "optimizer.lr": _POSITIVE,
-    "optimizer.momentum": _BELOW_ONE,
-    "optimizer.weight_decay": _NOT_NEGATIVE,
-    "optimizer.b1": _BELOW_ONE,
-    "optimizer.b2": _BELOW_ONE,
-    "optimizer.eps": _POSITIVE,
-    "schedule.name": _choice(*SCHEDULES),
-    "schedule.step_size": _integer(1),
-    "schedule.gamma": _POSITIVE,
-    "schedule.t_max": _or_none(_integer(1), "schedules other than cosine"),
-    "schedule.calls_per_epoch": _integer(1, 2),
-    "sharding.data": Field("-1 or an integer of at least 1", lambda value: value == -1 or _integer(1).accepts(value)),
-    "train.epochs": _integer(1),
-    "train.seeds": _integer(1, 1000),
-    "train.checkpoint_every": _integer(1),
-}
+def shown(value: Any, limit: int = 100) -> str:
+    """A value as an error message shows it: as Python writes it, cut where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of thousands of digits
+        text = f"an integer of {value.bit_length()} bits"
+    return text if len(text) <= limit else f"{text[:limit]}... ({len(text):,} characters)"
 
 
 def flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """The config's values by dotted key, in `FIELDS`' order, as they come back from JSON (tuples as lists)."""
+    """The config's values by dotted key, in `KEYS`' order, as they come back from JSON (tuples as lists)."""
     flat = {}
 
     def visit(prefix, value):
@@ -129,7 +164,7 @@ def flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:
             flat[prefix[:-1]] = value
 
     visit("", json.loads(json.dumps(config.to_dict(), default=str)))
-    order = {key: place for place, key in enumerate(FIELDS)}
+    order = {key: number for number, key in enumerate(KEYS)}
     return dict(sorted(flat.items(), key=lambda item: order.get(item[0], len(order))))
 
 
@@ -141,13 +176,13 @@ def validate(config: ml_collections.ConfigDict) -> None:
     """
     flat = flatten(config)
     for key in flat:
-        if key not in FIELDS:
+        if key not in KEYS:
             raise InputError(unknown_key(key))
-    for key, field in FIELDS.items():
+    for key, (_, field, _) in KEYS.items():
         if key not in flat:
             raise InputError(f"{key} must be {field.takes}, got nothing: the config lacks this key.")
         if not field.accepts(flat[key]):
-            raise InputError(f"{key} must be {field.takes}, got {flat[key]!r}.")
+            raise InputError(f"{key} must be {field.takes}, got {shown(flat[key])}.")
     name, stages, size = flat["model.name"], flat["model.stages"], flat["data.image_size"]
     if stages and not same_depth(stages, name):
         raise InputError(f"model.stages must be () or laid out like {name}'s {NETWORKS[name]}, got {stages}.")
@@ -180,29 +215,14 @@ def validate(config: ml_collections.ConfigDict) -> None:
             raise InputError(f"model.init must be torch with rng=torch, got {flat['model.init']!r}.")
 
 
-def unknown_key(key: str) -> str:
-    """The sentence for a key that does not exist, with the nearest that does."""
-    near = difflib.get_close_matches(key, FIELDS, n=1) or difflib.get_close_matches(
-        key.split(".")[-1], [name.split(".")[-1] for name in FIELDS], n=1
-    )
-    hint = next((f" Did you mean {name}?" for name in FIELDS if near and name.endswith(near[0])), "")
-    return f"{key} is not a config key; configs/default.py lists them all.{hint}"
-
-
-def explain_flag_error(argv: list[str], error: Exception) -> str:
-    """One sentence for whatever the flag parser said of `argv`, in the words of `FIELDS` where a key is to blame."""
-    for argument in argv[1:]:
-        override = re.fullmatch(r"--?config\.([^=]+)(?:=(.*))?", argument, re.DOTALL)
-        if override and override[1] not in FIELDS:
-            return unknown_key(override[1])
-    blamed = re.search(r"flag --config\.([\w.]+)=(.*?): ", str(error), re.DOTALL)
-    if blamed and blamed[1] in FIELDS:
-        return f"{blamed[1]} must be {FIELDS[blamed[1]].takes}, got {blamed[2]!r}."
-    reason = " ".join(str(error).split())
-    if isinstance(error, flags.Error):
-        return reason
-    path = next((argument.partition("=")[2] for argument in argv if re.match("--?config=", argument)), "")
-    return f"--config must name a Python file with get_config(), got {path!r}: {type(error).__name__}: {reason}."
+def unknown_key(name: str) -> str:
+    """The sentence for a key that does not exist, with the nearest that does where one is near."""
+    last = name.rpartition(".")[2]
+    near = difflib.get_close_matches(name, KEYS, n=1, cutoff=0.8)
+    near = near or [key for key in KEYS if key.rpartition(".")[2] == last]
+    near = near or [key for key in KEYS if difflib.get_close_matches(last, [key.rpartition(".")[2]], n=1, cutoff=0.8)]
+    hint = f" Did you mean {near[0]}?" if near else ""
+    return f"{name} is not a config key; python -m cifar_jax train --help lists them all.{hint}"
 
 
 def first_difference(config: ml_collections.ConfigDict, saved: dict[str, Any]) -> tuple[str, Any, Any] | None:
@@ -214,3 +234,10 @@ def first_difference(config: ml_collections.ConfigDict, saved: dict[str, Any]) -
         if not free and flat.get(key) != saved.get(key):
             return key, flat.get(key), saved.get(key)
     return None
+
+
+def with_seed(config: ml_collections.ConfigDict, seed: int) -> ml_collections.ConfigDict:
+    """The config of one run, of this seed alone."""
+    config = config.copy_and_resolve_references()
+    config.seed, config.train.seeds = seed, 1
+    return config

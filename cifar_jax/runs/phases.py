@@ -20,7 +20,7 @@ from cifar_jax.errors import DivergedError
 from cifar_jax.nn.layers import running_stats
 from cifar_jax.nn.losses import Metrics
 from cifar_jax.runs import steps
-from cifar_jax.runs.experiment import Drawn, Experiment
+from cifar_jax.runs.build import Drawn, Experiment
 from cifar_jax.runs.state import TrainState
 
 # Steps that may wait on the device while the host reads the metrics of an earlier one: enough to keep it busy.

@@ -1,5 +1,6 @@
 """A run: epochs of training and evaluation with their logs and checkpoints, and evaluation of what a run saved."""
 
+import contextlib
 import functools
 import math
 import statistics
@@ -16,11 +17,12 @@ from cifar_jax.devices.interrupt import Interrupted
 from cifar_jax.errors import DivergedError, InputError
 from cifar_jax.nn.layers import running_stats
 from cifar_jax.runs import phases
+from cifar_jax.runs.build import Experiment, build, prepare, reseed
 from cifar_jax.runs.checkpoint import Checkpoints, best_epoch
-from cifar_jax.runs.config import validate
-from cifar_jax.runs.experiment import Experiment, build, prepare, reseed
+from cifar_jax.runs.config import with_seed
+from cifar_jax.runs.lock import locked
 from cifar_jax.runs.progress import duration, epoch_bar, epoch_line
-from cifar_jax.runs.workdir import NoLog, RunLog, check_workdir, read_config
+from cifar_jax.runs.workdir import NoLog, RunLog, read_config
 
 
 class Result(NamedTuple):
@@ -87,12 +89,9 @@ def train_seeds(
     Raises:
       InputError: something in the config, a folder or the data cannot be used; nothing was compiled or written.
     """
-    configs = {seed: _with_seed(config, seed) for seed in workdirs}
-    for seed in workdirs:
-        validate(configs[seed])
-        check_workdir(workdirs[seed], configs[seed])
+    dataset = prepare(config, workdirs, job)
+    configs = {seed: with_seed(config, seed) for seed in workdirs}
     first = next(iter(workdirs))
-    dataset = prepare(configs[first], workdirs[first], job)
     experiment = build(configs[first], dataset)
     compile_once = functools.cache(lambda: _compile(config.model.name, experiment, whole_epochs))
     results = {}
@@ -118,7 +117,6 @@ def train_runs(
       InputError: as `train_seeds`.
       DivergedError: of some seeds, at the end.
     """
-    validate(config)
     results = train_seeds(config, seed_folders(config, workdir), check_stop=check_stop, job=job)
     diverged = {seed: result for seed, result in results.items() if isinstance(result, DivergedError)}
     best = [result.best["test_accuracy"] for result in results.values() if isinstance(result, Result)]
@@ -140,12 +138,6 @@ def seed_folders(config: ml_collections.ConfigDict, workdir: Path) -> dict[int, 
     return {seed: workdir / f"seed{seed}" for seed in range(config.seed, config.seed + config.train.seeds)}
 
 
-def _with_seed(config: ml_collections.ConfigDict, seed: int) -> ml_collections.ConfigDict:
-    config = config.copy_and_resolve_references()
-    config.seed, config.train.seeds = seed, 1
-    return config
-
-
 def _compile(name: str, experiment: Experiment, whole: bool | None) -> phases.Phases:
     start = time.perf_counter()
     compiled = phases.compile_phases(experiment, whole=whole)
@@ -159,6 +151,15 @@ def _compile(name: str, experiment: Experiment, whole: bool | None) -> phases.Ph
 def _run(config, experiment, workdir, compile_once, check_stop, job) -> Result:
     """One seed's run, in its folder."""
     workdir.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        with contextlib.nullcontext() if job is None else job.agreement():
+            if jax.process_index() == 0:
+                stack.enter_context(locked(workdir))
+        return _run_alone(config, experiment, workdir, compile_once, check_stop, job)
+
+
+def _run_alone(config, experiment, workdir, compile_once, check_stop, job) -> Result:
+    """The same, while no other process may train there."""
     checkpoints = Checkpoints(workdir / "checkpoints")
     state, history, done = experiment.state, [], checkpoints.newest() or 0
     if checkpoints.newest() is not None:
@@ -255,9 +256,8 @@ def evaluate_runs(config: ml_collections.ConfigDict, workdir: Path, *, job: Job 
     Raises:
       InputError: as `evaluate_run`.
     """
-    validate(config)
     for seed, folder in seed_folders(config, workdir).items():
-        evaluate_run(_with_seed(config, seed), folder, job=job)
+        evaluate_run(with_seed(config, seed), folder, job=job)
 
 
 def evaluate_run(
@@ -269,13 +269,14 @@ def evaluate_run(
       InputError: as `train_and_evaluate`, or the folder has no checkpoint.
     """
     workdir = Path(workdir)
-    validate(config)
     if not workdir.is_dir():
         raise InputError(f"--workdir must be the folder of a run with --mode=evaluate, got {str(workdir)!r}.")
     read_config(workdir)
-    dataset = prepare(config, workdir, job)
+    dataset = prepare(config, workdir, job, read_only=True)
     experiment = build(config, dataset)
-    checkpoints = Checkpoints(workdir / "checkpoints")
+    if not (workdir / "checkpoints").is_dir():
+        raise InputError(f"--workdir must hold a checkpoint with --mode=evaluate, got {str(workdir)!r}.")
+    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
     saved = {"newest": checkpoints.newest(), "best": checkpoints.best()}
     if saved["best"] is None:  # none was measured
         del saved["best"]

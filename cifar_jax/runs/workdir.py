@@ -1,6 +1,7 @@
 """A run's folder: what is written into it, and whether a run may start there."""
 
 import json
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -9,13 +10,14 @@ import ml_collections
 
 from cifar_jax.errors import InputError
 from cifar_jax.files import write_whole
-from cifar_jax.runs.config import first_difference, flatten
+from cifar_jax.runs.config import KEYS, first_difference, flatten, shown
 from cifar_jax.runs.curves import draw_curves
+from cifar_jax.runs.lock import LOCK
 from cifar_jax.runs.provenance import provenance
 
 
-def check_workdir(workdir: Path, config: ml_collections.ConfigDict) -> None:
-    """Makes sure that a run of `config` may start or go on in `workdir`, and writes nothing.
+def check_workdir(workdir: Path, config: ml_collections.ConfigDict, *, read_only: bool = False) -> None:
+    """Makes sure that a run of `config` may start or go on in `workdir`, or be read, and writes nothing.
 
     Raises:
       InputError: it is a file, it cannot be written to, it holds another config's run, or something that is no run.
@@ -23,15 +25,17 @@ def check_workdir(workdir: Path, config: ml_collections.ConfigDict) -> None:
     existing = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
     if not existing.is_dir():
         raise InputError(f"--workdir must be a folder, got {str(workdir)!r}, where {existing} is a file.")
-    try:
-        # Asking for permissions is not enough: root has them all, on a read-only file system too.
-        with tempfile.TemporaryFile(dir=existing):
-            pass
-    except OSError as error:
-        raise InputError(
-            f"--workdir must be a folder that can be written to, got {str(workdir)!r}: {error.strerror}."
-        ) from error
-    if existing != workdir or not any(workdir.iterdir()):
+    if not read_only:
+        try:
+            # Asking for permissions is not enough: root has them all, on a read-only file system too.
+            with tempfile.TemporaryFile(dir=existing):
+                pass
+        except OSError as error:
+            raise InputError(
+                f"--workdir must be a folder that can be written to, got {str(workdir)!r}: {error.strerror}."
+            ) from error
+    # A run that was killed in its first instants leaves the lock alone.
+    if existing != workdir or all(path.name == LOCK for path in workdir.iterdir()):
         return
     if difference := first_difference(config, flatten(read_config(workdir))):
         key, here, there = difference
@@ -42,19 +46,30 @@ def check_workdir(workdir: Path, config: ml_collections.ConfigDict) -> None:
 
 
 def read_config(workdir: Path) -> ml_collections.ConfigDict:
-    """The saved config of the run in `workdir`.
+    """The saved config of the run in `workdir`, with every key there is today.
 
     Raises:
       InputError: there is none, or it cannot be read.
     """
     path = workdir / "config.json"
     try:
-        return ml_collections.ConfigDict(json.loads(path.read_text()))
-    except (OSError, TypeError, ValueError) as error:
+        config = ml_collections.ConfigDict(json.loads(path.read_text()))
+        flat = flatten(config)
+    except (OSError, TypeError, ValueError, RecursionError) as error:
         raise InputError(
             f"--workdir must be a new or empty folder or the folder of a run, got {str(workdir)!r}, "
             f"which has no readable config.json."
         ) from error
+    # What a run meant that is older than a key is the key's default.
+    for name, key in KEYS.items():
+        section, _, last = name.rpartition(".")
+        if section and section not in config:
+            config[section] = ml_collections.ConfigDict()
+        if section and not isinstance(config[section], ml_collections.ConfigDict):
+            raise InputError(f"{path} must be as the run wrote it: {section} is {shown(config[section])}.")
+        if name not in flat:
+            (config[section] if section else config)[last] = key.default
+    return config
 
 
 def write_config(workdir: Path, config: ml_collections.ConfigDict) -> None:
@@ -95,8 +110,11 @@ class RunLog:
         self._events.flush()
 
     def draw(self) -> None:
-        """Draws the curves anew."""
-        draw_curves(self._history, self._workdir.name, self._workdir / "curves.png")
+        """Draws the curves anew. A failure is said, and the run goes on: its numbers lie in metrics.jsonl."""
+        try:
+            draw_curves(self._history, self._workdir.name, self._workdir / "curves.png")
+        except Exception as error:  # fonts, caches and settings of Matplotlib may fail in any way
+            print(f"curves.png was not drawn: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Closes the event file."""

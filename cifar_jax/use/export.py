@@ -28,10 +28,10 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
-from absl import flags, logging
+from absl import logging
 from jaxtyping import UInt8
 
-from cifar_jax.commands import exit_code, help_wanted
+from cifar_jax.command_line import Parser, path
 from cifar_jax.data import load_dataset
 from cifar_jax.data.cache import cache_folder
 from cifar_jax.errors import InputError
@@ -66,12 +66,18 @@ def main(argv: list[str]) -> int:
     Raises:
       InputError: something in the arguments, the run or the pictures cannot be used; nothing was written.
     """
-    if help_wanted(argv, __doc__):
-        return 0
-    workdir, out, pictures = _parse(argv)
+    parser = Parser("export", __doc__)
+    parser.add_argument("--workdir", type=path, required=True, metavar="RUN", help="the folder of a run")
+    parser.add_argument("out", type=path, metavar="OUT", help="a new file")
+    parser.add_argument(
+        "images", nargs="*", default=[], type=path, metavar="IMAGE", help="pictures to check the export on"
+    )
+    arguments = parser.parse_args(argv)
+    logging.set_verbosity(logging.ERROR)  # Orbax warns of a checkpoint that is only read
+    workdir, out = arguments.workdir, arguments.out
     check_out(out)
     trained = load_trained(workdir)
-    images, what = images_to_check(trained, pictures)
+    images, what = images_to_check(trained, arguments.images)
     artifact = export(trained)
     try:
         check = check_artifact(artifact, trained, images, what)
@@ -88,20 +94,6 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _parse(argv: list[str]) -> tuple[Path, Path, list[Path]]:
-    given = flags.FlagValues()
-    flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=given)
-    try:
-        rest = given(["export", *argv])[1:]
-    except flags.Error as error:
-        raise InputError(" ".join(str(error).split())) from error
-    if given.workdir is None:
-        raise InputError("--workdir must be the folder of a run, got nothing.")
-    if not rest:
-        raise InputError("OUT must be a new file in a folder that exists, got nothing.")
-    return Path(given.workdir), Path(rest[0]), [Path(path) for path in rest[1:]]
-
-
 def check_out(out: Path) -> None:
     """Makes sure that an artifact and its metadata can be written to `out`, and writes nothing.
 
@@ -111,9 +103,9 @@ def check_out(out: Path) -> None:
     folder = out.absolute().parent
     if out.is_dir():
         raise InputError(f"OUT must be a new file, got {str(out)!r}, which is a folder.")
-    for path in (out, _beside(out)):
-        if os.path.lexists(path):
-            raise InputError(f"OUT must be a new file, got {str(path)!r}, which exists.")
+    for file in (out, _beside(out)):
+        if os.path.lexists(file):
+            raise InputError(f"OUT must be a new file, got {str(file)!r}, which exists.")
     if not folder.is_dir():
         raise InputError(f"OUT must be a new file in a folder that exists, got {str(out)!r}.")
     try:
@@ -133,7 +125,7 @@ def _beside(out: Path) -> Path:
 def images_to_check(trained: Trained, pictures: Sequence[Path]) -> tuple[UInt8[np.ndarray, "n 32 32 3"], str]:
     """Images to compare on, and what they are."""
     if pictures:
-        return np.stack([read_picture(path) for path in pictures]), "the given pictures"
+        return np.stack([read_picture(picture) for picture in pictures]), "the given pictures"
     name = trained.config["data.name"]
     # A folder in any case, as nothing should be downloaded for this.
     with contextlib.suppress(InputError, OSError):
@@ -203,22 +195,17 @@ def write(out: Path, artifact: bytes, beside: dict) -> None:
     """
     with contextlib.ExitStack() as undo:
         try:
-            for path, content in ((_beside(out), (json.dumps(beside, indent=1) + "\n").encode()), (out, artifact)):
-                partial = path.with_name(path.name + ".partial")
+            for target, content in ((_beside(out), (json.dumps(beside, indent=1) + "\n").encode()), (out, artifact)):
+                partial = target.with_name(target.name + ".partial")
                 undo.callback(functools.partial(partial.unlink, missing_ok=True))
                 with open(partial, "wb") as file:
                     file.write(content)
                     file.flush()
                     os.fsync(file.fileno())
-                os.replace(partial, path)
-                undo.callback(path.unlink)
+                os.replace(partial, target)
+                undo.callback(target.unlink)
         except OSError as error:
             raise InputError(
                 f"OUT must be a new file that can be written, got {str(out)!r}: {error.strerror}."
             ) from error
         undo.pop_all()
-
-
-if __name__ == "__main__":
-    logging.set_verbosity(logging.ERROR)  # Orbax warns of a checkpoint that is only read
-    sys.exit(exit_code(main, sys.argv[1:]))

@@ -1,4 +1,6 @@
-"""What a trained network sees in a user's own pictures: `python main.py --mode=predict --workdir=RUN IMAGE...`.
+"""What a trained network sees in a user's own pictures.
+
+    python -m cifar_jax predict --workdir=RUN IMAGE...
 
 IMAGE is a picture or a folder of pictures. Of a folder, files that are no pictures, by content and name, are named and
 skipped. A picture that cannot be read is an error, and the others go on.
@@ -12,8 +14,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from absl import logging
 from jaxtyping import Float, UInt8
 
+from cifar_jax.command_line import Parser, path
+from cifar_jax.devices.interrupt import interruptible
 from cifar_jax.errors import InputError
 from cifar_jax.use.pictures import UnknownFormatError, read_picture
 from cifar_jax.use.trained import Trained, compile_probabilities, load_trained
@@ -35,6 +40,28 @@ class Prediction(NamedTuple):
     file: str
     probabilities: Float[np.ndarray, " classes"] | None
     error: str | None
+
+
+def main(argv: list[str]) -> int:
+    """Predicts as the command line says; returns 2 where a picture could not be read, else 0.
+
+    Raises:
+      InputError: nothing can be predicted.
+      Interrupted: as the signal asked.
+    """
+    parser = Parser("predict", __doc__)
+    parser.add_argument(
+        "images", nargs="*", default=[], type=path, metavar="IMAGE", help="pictures and folders of pictures"
+    )
+    parser.add_argument("--workdir", type=path, required=True, metavar="RUN", help="the folder of a run")
+    parser.add_argument("--json", action="store_true", help="one object a line, with the probability of every class")
+    arguments = parser.parse_args(argv)
+    logging.set_verbosity(logging.ERROR)  # Orbax warns of a checkpoint that is only read
+    with interruptible() as interrupt:
+        whole = predict_pictures(
+            arguments.workdir, arguments.images, as_json=arguments.json, check_stop=interrupt.check
+        )
+    return 0 if whole else 2
 
 
 def predict_pictures(
@@ -59,11 +86,11 @@ def predict_pictures(
       InputError: nothing can be predicted, as the folder holds no trained network or no picture is named.
     """
     if not paths:
-        raise InputError("IMAGE must name a picture or a folder of pictures with --mode=predict, got nothing.")
+        raise InputError("IMAGE must name a picture or a folder of pictures, got nothing.")
     trained, whole = load_trained(workdir), True
     if not as_json:
         print(_heading(trained, workdir), flush=True)
-    for prediction in predict(trained, paths, check_stop=check_stop):
+    for prediction in predict_files(trained, paths, check_stop=check_stop):
         if prediction.error is not None:
             whole = False
             _tell(f"Error: {prediction.error}")
@@ -74,7 +101,7 @@ def predict_pictures(
     return whole
 
 
-def predict(
+def predict_files(
     trained: Trained, paths: Sequence[Path], *, check_stop: Callable[[], None] = lambda: None
 ) -> Iterator[Prediction]:
     """Predictions in the order of `paths`.
@@ -83,7 +110,7 @@ def predict(
     fit into memory and get the very bits of an evaluation; fewer pictures than that go into one smaller batch, which
     may round otherwise.
     """
-    listed = [_list(path) for path in paths]
+    listed = [_list(image) for image in paths]
     count = sum(len(argument.files) for argument in listed)
     batch_size = min(trained.config["data.eval_batch_size"], 1 << max(count - 1, 0).bit_length())
     pictures, run = _read(listed, check_stop), None
@@ -105,16 +132,16 @@ class _Listed(NamedTuple):
     error: str = "it holds no picture"
 
 
-def _list(path: Path) -> _Listed:
+def _list(listed: Path) -> _Listed:
     try:
-        return _Listed(path, sorted(path.iterdir()), True) if path.is_dir() else _Listed(path, [path], False)
+        return _Listed(listed, sorted(listed.iterdir()), True) if listed.is_dir() else _Listed(listed, [listed], False)
     except OSError as error:
-        return _Listed(path, [], True, f"it cannot be read: {error.strerror}")
+        return _Listed(listed, [], True, f"it cannot be read: {error.strerror}")
 
 
 def _read(listed: Sequence[_Listed], check_stop: Callable[[], None]) -> Iterator[Picture]:
     """Each file's picture or error; files of a folder that are no pictures are named and left out."""
-    for path, files, is_folder, error in listed:
+    for image, files, is_folder, error in listed:
         empty = True
         for file in files:
             check_stop()
@@ -134,8 +161,8 @@ def _read(listed: Sequence[_Listed], check_stop: Callable[[], None]) -> Iterator
             empty = False
             yield picture
         if empty:
-            message = f"IMAGE must be a picture or a folder of pictures, got {str(path)!r}: {error}."
-            yield Picture(_printable(path), None, message)
+            message = f"IMAGE must be a picture or a folder of pictures, got {str(image)!r}: {error}."
+            yield Picture(_printable(image), None, message)
 
 
 def _heading(trained: Trained, workdir: Path) -> str:
@@ -160,9 +187,9 @@ def _to_json(prediction: Prediction, class_names: Sequence[str]) -> dict:
     }
 
 
-def _printable(path: Path) -> str:
+def _printable(file: Path) -> str:
     """The path; of a name that is no UTF-8, the other bytes as escapes."""
-    return str(path).encode(errors="backslashreplace").decode()
+    return str(file).encode(errors="backslashreplace").decode()
 
 
 def _tell(message: str) -> None:

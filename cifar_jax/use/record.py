@@ -4,11 +4,11 @@ python -m cifar_jax record runs/cnn6_adam results/cnn6_adam.json
 """
 
 import json
-import sys
 from pathlib import Path
 
-from cifar_jax.commands import exit_code, help_wanted
+from cifar_jax.command_line import Parser, path
 from cifar_jax.errors import InputError
+from cifar_jax.files import write_whole
 
 
 def record(workdir: Path) -> dict:
@@ -31,21 +31,17 @@ def record(workdir: Path) -> dict:
 
 
 def main(argv: list[str]) -> None:
-    """Writes the record of the run `argv[0]` to `argv[1]`.
+    """Writes the record of a run.
 
     Raises:
       InputError: there is no such run, or no such place.
     """
-    if help_wanted(argv, __doc__):
-        return
-    if (
-        len(argv) != 2
-        or not (Path(argv[0]) / "metrics.jsonl").is_file()
-        or not Path(argv[1]).absolute().parent.is_dir()
-    ):
-        raise InputError(f"RUN OUT.json must be a run's folder and a file in one that exists, got {' '.join(argv)!r}.")
-    Path(argv[1]).write_text(json.dumps(record(Path(argv[0])), indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    sys.exit(exit_code(main, sys.argv[1:]))
+    parser = Parser("record", __doc__)
+    parser.add_argument("run", type=path, metavar="RUN", help="the folder of a run")
+    parser.add_argument("out", type=path, metavar="OUT.json", help="a file in a folder that exists")
+    arguments = parser.parse_args(argv)
+    if not (arguments.run / "metrics.jsonl").is_file():
+        raise InputError(f"RUN must be the folder of a run with metrics.jsonl, got {str(arguments.run)!r}.")
+    if not arguments.out.absolute().parent.is_dir():
+        raise InputError(f"OUT.json must be a file in a folder that exists, got {str(arguments.out)!r}.")
+    write_whole(arguments.out, json.dumps(record(arguments.run), indent=1) + "\n")

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
@@ -14,19 +15,12 @@ from cifar_jax.data import class_names
 from cifar_jax.data.cache import cache_folder
 from cifar_jax.devices.select import compiler_options, keep_compilations, select_devices
 from cifar_jax.errors import InputError
-from cifar_jax.nn.batch_norm import RULES
-from cifar_jax.nn.fused import fuse
-from cifar_jax.nn.models import CNN, create_model
+from cifar_jax.nn.models import CNN
 from cifar_jax.nn.transforms import Transform, transform_eval
+from cifar_jax.runs.build import build_model
 from cifar_jax.runs.checkpoint import Checkpoints
-from cifar_jax.runs.config import FIELDS, flatten
+from cifar_jax.runs.config import flatten, validate
 from cifar_jax.runs.workdir import read_config
-
-# All that an evaluated network depends on. Runs of earlier versions may lack other keys.
-_KEYS = (
-    "dtype", "data.name", "data.image_size", "data.normalize", "data.eval_batch_size", "model.name", "model.stages",
-    "norm.rule", "norm.momentum", "norm.epsilon",
-)  # fmt: skip
 
 
 class Trained(NamedTuple):
@@ -48,7 +42,7 @@ class Trained(NamedTuple):
     test_accuracy: float | None
 
 
-def load_trained(workdir: Path) -> Trained:
+def load_trained(workdir: str | Path) -> Trained:
     """The network of the run in `workdir` at its best epoch by test accuracy; the newest where none was measured.
 
     It runs on what JAX finds here, wherever it was trained. Nothing in the folder changes.
@@ -56,46 +50,36 @@ def load_trained(workdir: Path) -> Trained:
     Raises:
       InputError: the folder is no run's, it has no checkpoint, or these cannot be read.
     """
+    workdir = Path(workdir)
     config = _read(workdir)
-    jax.config.update("jax_enable_x64", config["dtype"] == "float64")
+    jax.config.update("jax_enable_x64", config.dtype == "float64")
     select_devices("auto")
     with contextlib.suppress(OSError):  # no home folder: compile every time
         keep_compilations(cache_folder() / "xla")
-    names, size = class_names(config["data.name"]), config["data.image_size"]
-    rule = RULES[config["norm.rule"]]
-    try:
-        plain = create_model(
-            config["model.name"],
-            norm_rule=rule() if config["norm.momentum"] is None else rule(config["norm.momentum"]),
-            num_classes=len(names),
-            stages=tuple(tuple(widths) for widths in config["model.stages"]),
-            epsilon=config["norm.epsilon"],
-            dtype=jnp.dtype(config["dtype"]),
-        )
-    except ValueError as error:
-        raise InputError(f"{workdir / 'config.json'} must be as the run wrote it: {error}") from error
-    model = fuse(plain)
+    names, size = class_names(config.data.name), config.data.image_size
+    # Other rules' averages may lie in the checkpoint; only the run's own are read.
+    config.norm.compare = ()
+    model = build_model(config, len(names))
     images = jnp.zeros((1, size, size, 3))
     like = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
     epoch, test_accuracy, variables = _read_checkpoint(workdir, dict(like))
-    transform = Transform(size, normalize=config["data.normalize"])
-    return Trained(config, model, transform, jax.device_put(variables), names, epoch, test_accuracy)
+    transform = Transform(size, normalize=config.data.normalize)
+    return Trained(flatten(config), model, transform, jax.device_put(variables), names, epoch, test_accuracy)
 
 
-def _read(workdir: Path) -> dict[str, Any]:
+def _read(workdir: Path) -> ml_collections.ConfigDict:
     try:
-        config = flatten(read_config(workdir))
+        config = read_config(workdir)
     except InputError as error:
         what = "is a file" if workdir.is_file() else "does not exist"
         what = "has no readable config.json" if workdir.is_dir() else what
         if seeds := sorted(path.parent.name for path in workdir.glob("seed*/config.json")):
             what += f"; runs are in its {', '.join(seeds)}"
         raise InputError(f"--workdir must be the folder of a run, got {str(workdir)!r}, which {what}.") from error
-    for key in _KEYS:
-        if key not in config or not FIELDS[key].accepts(config[key]):
-            raise InputError(
-                f"{workdir / 'config.json'} must have {FIELDS[key].takes} as {key}, got {config.get(key, 'nothing')!r}."
-            )
+    try:
+        validate(config)
+    except InputError as error:
+        raise InputError(f"{workdir / 'config.json'} must be as the run wrote it: {error}") from error
     return config
 
 
@@ -139,3 +123,15 @@ def compile_probabilities(
         return np.asarray(compiled(trained.variables, batch))[: len(images)]
 
     return run
+
+
+def predict(trained: Trained, images: UInt8[np.ndarray, "n 32 32 3"]) -> Float[np.ndarray, "n classes"]:
+    """The probability of each class for each image, by `Trained.class_names`; in batches, compiled at each call.
+
+    images: RGB pixels, as in `load_dataset(...).test.images` or from `read_picture`.
+    """
+    if not len(images):
+        return np.zeros((0, len(trained.class_names)), np.float32)
+    size = min(trained.config["data.eval_batch_size"], len(images))
+    run = compile_probabilities(trained, size)
+    return np.concatenate([run(images[start : start + size]) for start in range(0, len(images), size)])

@@ -10,7 +10,8 @@ import numpy as np
 from cifar_jax.data.dataset import Dataset, Split
 from cifar_jax.nn.layers import running_stats
 from cifar_jax.parity.state_dict import to_state_dict
-from cifar_jax.runs import experiment, phases, steps
+from cifar_jax.runs import build as experiment
+from cifar_jax.runs import phases, steps
 from configs import default
 
 # name: devices, whole epochs, options. A ragged last batch of 10 rows in 15; one that divides by no device count.

@@ -9,18 +9,15 @@ import jax
 import numpy as np
 import optax
 import pytest
-from conftest import ROOT
-from test_train import dataset as a_dataset  # noqa: F401  (a fixture)
-from test_train import saved
+from conftest import ROOT, config_of, run_command
+from small_runs import saved
 
-from cifar_jax.command_line import parse
 from cifar_jax.errors import InputError
 from cifar_jax.nn.transforms import transform_eval
-from cifar_jax.parity.__main__ import main
 from cifar_jax.parity.state_dict import from_state_dict, to_state_dict
 from cifar_jax.parity.torch_file import read_file
 from cifar_jax.runs import train
-from cifar_jax.runs.experiment import build, prepare
+from cifar_jax.runs.build import build, prepare
 
 STEPS = 5  # in an epoch of 70 images in batches of 16
 OVERRIDES = (
@@ -29,11 +26,6 @@ OVERRIDES = (
 ).split()
 SGD = "--config.optimizer.name=sgd --config.optimizer.lr=0.1 --config.optimizer.weight_decay=0.0005".split()
 COSINE = "--config.schedule.name=cosine --config.schedule.t_max=5".split()
-
-
-@pytest.fixture
-def dataset(a_dataset):  # noqa: F811
-    return a_dataset
 
 
 @pytest.fixture
@@ -110,7 +102,7 @@ class Program:
 
 def run_of(folder, overrides):
     """The state of the run in a folder, and what builds it."""
-    _, config = parse(list(overrides))
+    config = config_of(overrides)
     experiment = build(config, prepare(config, folder))
     return saved(folder, experiment.state)[0], experiment
 
@@ -128,14 +120,14 @@ def test_a_whole_run_goes_there_and_back_bit_for_bit(torch, dataset, tmp_path, c
     program = Program(torch, optimizer, schedule, dtype=dtype)
     there, back = program.save(tmp_path / "there.pt"), tmp_path / "back.pt"
     overrides = [*OVERRIDES, *overrides, f"--config.dtype={dtype}"]
-    assert main(["convert", str(there), str(tmp_path / "run"), *overrides]) == 0
-    assert main(["convert", str(tmp_path / "run"), str(back)]) == 0
+    assert run_command("convert", str(there), str(tmp_path / "run"), *overrides) == 0
+    assert run_command("convert", str(tmp_path / "run"), str(back)) == 0
     assert capsys.readouterr().out.splitlines()[-1].endswith("back.pt: the run stands after epoch 2")
     equal(read_file(back), read_file(there))
     program.network.load_state_dict(torch.load(back)["model"])
     program.optimizer.load_state_dict(torch.load(back)["optimizer"])
     # And once more, from ours to ours.
-    assert main(["convert", str(back), str(tmp_path / "again"), *overrides]) == 0
+    assert run_command("convert", str(back), str(tmp_path / "again"), *overrides) == 0
     states = [run_of(tmp_path / name, overrides)[0] for name in ("run", "again")]
     jax.tree.map(np.testing.assert_array_equal, *states)
 
@@ -146,7 +138,7 @@ def test_the_optimizer_goes_on_as_in_pytorch(torch, dataset, tmp_path, rng, run)
     optimizer, schedule, overrides = RUNS[run]
     program = Program(torch, optimizer, schedule, dtype="float64")
     overrides = [*OVERRIDES, *overrides, "--config.dtype=float64", "--config.train.epochs=5"]
-    assert main(["convert", str(program.save(tmp_path / "a.pt")), str(tmp_path / "run"), *overrides]) == 0
+    assert run_command("convert", str(program.save(tmp_path / "a.pt")), str(tmp_path / "run"), *overrides) == 0
     state, experiment = run_of(tmp_path / "run", overrides)
     params, opt_state = state.params, state.opt_state
     update = jax.jit(experiment.tx.update)
@@ -177,10 +169,10 @@ def logits_of(run, config):
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_a_network_trained_here_gives_the_same_logits_there(torch, safetensors, dataset, tmp_path, suffix):
     """1e-5: sums in float32. In double precision, the test of half a run below."""
-    _, config = parse([*OVERRIDES, *SGD])
+    config = config_of([*OVERRIDES, *SGD])
     train.train_and_evaluate(config, tmp_path / "run")
     out = tmp_path / f"net{suffix}"
-    assert main(["convert", str(tmp_path / "run"), str(out)]) == 0
+    assert run_command("convert", str(tmp_path / "run"), str(out)) == 0
     content = read_file(out)
     model = content if suffix == ".safetensors" else content["model"]
     assert model["norm3.num_batches_tracked"] == 3 * STEPS
@@ -202,14 +194,14 @@ def test_a_network_alone_goes_there_and_back(torch, safetensors, dataset, tmp_pa
     else:
         safetensors.save_file(model, there)
     overrides = [*OVERRIDES, *SGD]
-    assert main(["convert", str(there), str(tmp_path / "run"), *overrides]) == 0
-    assert main(["convert", str(tmp_path / "run"), str(back)]) == 0
+    assert run_command("convert", str(there), str(tmp_path / "run"), *overrides) == 0
+    assert run_command("convert", str(tmp_path / "run"), str(back)) == 0
     equal(dict(sorted(read_file(back).items())), dict(sorted(read_file(there).items())))
-    _, config = parse(overrides)
+    config = config_of(overrides)
     assert set(train.evaluate_run(config, tmp_path / "run")) == {"newest"}
     assert train.train_and_evaluate(config, tmp_path / "run").history[0]["epoch"] == 3
     assert set(train.evaluate_run(config, tmp_path / "run")) == {"newest", "best"}
-    assert main(["convert", str(there), str(tmp_path / "done"), *overrides]) == 0
+    assert run_command("convert", str(there), str(tmp_path / "done"), *overrides) == 0
     config.train.epochs = 2
     with pytest.raises(InputError, match=r"train.epochs must be more than 2, after which the run in .* got 2"):
         train.train_and_evaluate(config, tmp_path / "done")
@@ -228,12 +220,12 @@ def test_half_a_run_in_pytorch_continued_here_is_the_whole_run(torch, dataset, t
         "--config=configs/quickstart.py", "--config.rng=torch", "--config.dtype=float64", "--config.data.batch_size=16",
         "--config.model.stages=((4,4),(4,4),(8,8))", "--config.data.eval_batch_size=10",
     ]  # fmt: skip
-    assert main(["convert", str(half), str(tmp_path / "continued"), *overrides]) == 0
-    _, config = parse(overrides)
+    assert run_command("convert", str(half), str(tmp_path / "continued"), *overrides) == 0
+    config = config_of(overrides)
     train.train_and_evaluate(config, tmp_path / "continued")
     train.train_and_evaluate(config, tmp_path / "whole")
-    assert main(["convert", str(tmp_path / "continued"), str(continued)]) == 0
-    assert main(["convert", str(tmp_path / "whole"), str(tmp_path / "ours.pt")]) == 0
+    assert run_command("convert", str(tmp_path / "continued"), str(continued)) == 0
+    assert run_command("convert", str(tmp_path / "whole"), str(tmp_path / "ours.pt")) == 0
     equal(read_file(continued), read_file(whole), tolerance=1e-10)
     equal(read_file(tmp_path / "ours.pt"), read_file(whole), tolerance=1e-10)
     moved = np.abs(read_file(half)["model"]["conv1.weight"] - read_file(whole)["model"]["conv1.weight"])
@@ -320,7 +312,7 @@ def test_a_file_that_does_not_fit_ends_in_one_sentence(
     monkeypatch.chdir(tmp_path)  # where code in a file would leave its mark
     overrides = [*OVERRIDES, *SGD, *COSINE]
     overrides[0] = f"--config={ROOT}/configs/default.py"
-    assert main(["convert", str(path), str(tmp_path / "run"), *overrides]) == 2
+    assert run_command("convert", str(path), str(tmp_path / "run"), *overrides) == 2
     (error,) = capsys.readouterr().err.splitlines()
     assert error.startswith("Error: ")
     assert re.search(message, error)
@@ -335,7 +327,7 @@ def content(torch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("a.pt", "The command takes 2 arguments beside its flags, got 1: a.pt."),
+        ("a.pt", "OUT must be given, got nothing"),
         (
             "a.pt b.safetensors",
             r"One of IN and OUT must be a file \(.pt, .pth, .safetensors\) and the other",
@@ -347,11 +339,11 @@ def content(torch):
         ("a.pt run", "--config must name the config that a.pt belongs to, got nothing."),
         ("a.pt run --config=configs/default.py --config.data.size=3", "data.size is not a config key"),
         ("a.pt run --config=configs/default.py --config.rng=numpy", "rng must be one of jax, torch, got 'numpy'"),
-        ("a.pt run --config=none.py", r"--config must name a Python file with get_config\(\), got 'none.py'"),
+        ("a.pt run --config=none.py", "--config must name a config file or one of .*, got 'none.py'"),
         ("a.safetensors run --config=configs/default.py", "got 'a.safetensors', which does not exist"),
     ],
 )
 def test_wrong_arguments_end_in_one_sentence(capsys, monkeypatch, arguments, message):
     monkeypatch.chdir(ROOT)
-    assert main(["convert", *arguments.split()]) == 2
+    assert run_command("convert", *arguments.split()) == 2
     assert re.search(message, capsys.readouterr().err)

@@ -10,12 +10,12 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, config_of, run_command
 
 from cifar_jax.errors import InputError
+from cifar_jax.marked import fill
 from cifar_jax.nn.models import NETWORKS
 from cifar_jax.studies.benchmark import agreement, curves, floors, runner, settings, speed_table, suite, summary, worker
-from cifar_jax.studies.benchmark.__main__ import main
 from cifar_jax.studies.benchmark.compare import Setting
 from cifar_jax.studies.benchmark.recipe import Recipe
 
@@ -46,11 +46,9 @@ def measured(torch, tmp_path_factory):
     patch = pytest.MonkeyPatch()
     patch.setattr(worker, "CEILINGS", ("ceilings-torch",))  # a second opinion that takes seconds
     try:
-        code = main(
-            [
-                f"--config.model.stages={STAGES}", "--batch=20", "--images=60", "--epochs=2", "--repeats=1",
-                "--nostart", "--arms=P0,J1", f"--json={path}",
-            ]
+        code = run_command(
+            "benchmark", f"--config.model.stages={STAGES}", "--batch=20", "--images=60", "--epochs=2", "--repeats=1",
+            "--nostart", "--arms=P0,J1", f"--json={path}",
         )  # fmt: skip
     finally:
         patch.undo()
@@ -81,7 +79,7 @@ def test_a_record_has_what_the_tables_show(measured):
 def test_the_arms_train_alike(torch, tmp_path, monkeypatch, optimizer, size):
     """All of them in this process, but for the one that is compiled: what differs is their own programs' numbers."""
     monkeypatch.setitem(NETWORKS, "tiny", ((4, 4), (4,)))
-    config = settings.parse(*flags_of([f"--config.optimizer.name={optimizer}"]))
+    config = config_of(["--config=cnn6_adam", f"--config.optimizer.name={optimizer}"])
     config.data.batch_size, config.data.image_size, config.optimizer.weight_decay = 20, size, 0.0005
     settings.check(config)
     config.model.name = "tiny"
@@ -231,7 +229,7 @@ def test_an_arm_that_fails_is_named_and_the_others_stand():
 
 
 def record_of(runs, not_run=()):
-    config = settings.parse(*flags_of([]))
+    config = config_of(["--config=cnn6_adam"])
     its = recipe(config=json.loads(json.dumps(config.to_dict())), stages=settings.stages(config), classes=100)
     images = settings.Images(ROOT, 60, 20, 100, "noise")
     ceilings = {"jax": {"flops_per_second": 1e11, "bytes_per_second": 1e10}}
@@ -268,30 +266,22 @@ def test_a_run_of_one_epoch_has_no_steady_figures():
 # Commands
 
 
-def flags_of(argv):
-    from absl import flags
-
-    given, argv = flags.FlagValues(), ["benchmark", *argv]
-    settings.define_flags(given, argv)
-    return given, argv
-
-
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["compar"], "The command must be one of compare, curves, suite, got 'compar'."),
+        (["compar"], "python -m cifar_jax benchmark does not take compar; "),
         (["--arms=P1,P9"], "--arms must be different ones of P0, P1, P1L, P2, J0, J1, got P1,P9."),
         (["--arms=P1,P1"], "--arms must be different ones of"),
         (["--model=cnn7"], "model.name must be one of cnn6, cnn10, got 'cnn7'."),
         (["--size=4"], "data.image_size must be an integer from 8 to 512, got 4."),
-        (["--size=large"], "flag --size=large"),
+        (["--size=large"], "data.image_size must be an integer from 8 to 512, got 'large'."),
         (["--dtype=float64"], "dtype must be float32 or bfloat16 for the benchmark, got 'float64'."),
         (["--config.schedule.name=step"], "schedule.name must be 'constant' for the benchmark, got 'step'."),
         (["--config.norm.rule=flax"], "norm.rule must be 'torch' for the benchmark, got 'flax'."),
         (["--config.data.nam=x"], "data.nam is not a config key"),
-        (["--epochs=1"], "flag --epochs=1"),
-        (["everything"], "The command must be one of"),
-        (["--arms=J1", "everything"], "benchmark takes flags only, got 'everything'."),
+        (["--epochs=1"], "--epochs must be an integer of at least 2, got '1'."),
+        (["everything"], "python -m cifar_jax benchmark does not take everything; "),
+        (["--arms=J1", "everything"], "python -m cifar_jax benchmark does not take everything; "),
         (["suite", "--settings=cnn6-32"], "--settings must be some of cnn6-32-bfloat16, "),
         (["suite", "--model=cnn6"], "--model is part of --settings in a suite, got 'cnn6'."),
         (["curves", "--batches=50,x"], "--batches must be numbers above 0 between commas, got '50,x'."),
@@ -299,7 +289,7 @@ def flags_of(argv):
     ],
 )
 def test_wrong_input_is_one_sentence(argv, said, capsys):
-    assert main(argv) == 2
+    assert run_command("benchmark", *argv) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"Error: {said}")
     assert error.count("\n") == 1
@@ -348,11 +338,9 @@ def test_curves_of_a_narrow_network(tmp_path):
     The one point has as many images as the check of epochs, so that the two share a program.
     """
     files = {kind: tmp_path / f"curves.{kind}" for kind in ("png", "json")}
-    main(
-        [
-            "curves", f"--config.model.stages={STAGES}", "--batch=10", "--batches=", "--widths=", "--sizes=",
-            "--data_sizes=30", "--seconds=0", *(f"--{kind}={path}" for kind, path in files.items()),
-        ]
+    run_command(
+        "benchmark", "curves", f"--config.model.stages={STAGES}", "--batch=10", "--batches=", "--widths=", "--sizes=",
+        "--data_sizes=30", "--seconds=0", *(f"--{kind}={path}" for kind, path in files.items()),
     )  # fmt: skip
     record = json.loads(files["json"].read_text())
     assert list(record["curves"]) == ["data set size"]
@@ -382,17 +370,11 @@ def test_a_record_is_not_stale(path):
         assert setting["agreement"]["disagree"] == []
 
 
-def test_the_tables_of_speed_are_not_stale():
-    """`python -m cifar_jax fill README.md` writes them."""
-    readme = (ROOT / "README.md").read_text()
-    assert speed_table.with_speed(readme, speed_table.speed_tables(ROOT / "results")) == readme
-
-
 def test_a_table_says_what_the_record_says():
     record = as_file(record_of({"J1": [process()], "P1": [process()]}))
     text = speed_table._tables(record, "results/x.json")
     assert "On 2 CPU cores (a processor) with jax 1, flax 2, torch 3 ([all figures](results/x.json)):" in text
     assert re.search(r"\| CNN6, 32x32, batch 200, float32 \| P1: .* \| 30 \(30 to 30\) \| 20 \| .* \| 1\.00 \|", text)
-    assert speed_table.with_speed("a\n<!-- speed: x -->\nold\n<!-- end of speed -->\n", text).count("\n| CNN6") == 2
-    with pytest.raises(ValueError, match="must have the markers"):
-        speed_table.with_speed("no markers", text)
+    assert fill("a\n<!-- speed: x -->\nold\n<!-- end of speed -->\n", "speed", text).count("\n| CNN6") == 2
+    with pytest.raises(ValueError, match="once each"):
+        fill("no markers", "speed", text)

@@ -13,7 +13,7 @@ from conftest import ROOT
 
 from cifar_jax.errors import InputError
 from cifar_jax.studies.table.report import write
-from cifar_jax.studies.table.report.__main__ import main
+from cifar_jax.studies.table.report.command import main
 from cifar_jax.studies.table.report.recipes import curve, main_runs
 from cifar_jax.studies.table.report.wording import spread
 
@@ -174,8 +174,8 @@ def test_the_libraries_are_asked_for_in_one_sentence(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], r"The report's flags are --table, --workdir, --out and --pictures: .* required: --table\."),
-        (["--tabel=x"], r"The report's flags are .*"),
+        ([], r"--table must be given, got nothing"),
+        (["--table=x", "--tabel=x"], r"python -m cifar_jax report does not take --tabel=x"),
         (["--table=missing.json"], r"--table must be a table.json written by .*, got 'missing.json' \(FileNotFound"),
         (["--table=pyproject.toml"], r"--table must be a table.json .*, got 'pyproject.toml' \(JSONDecodeError"),
         (["--table=results/ledger.json"], r"--table must be a table.json .*, got 'results/ledger.json' \(KeyError"),
@@ -192,7 +192,7 @@ def test_wrong_flags_are_refused_in_one_sentence(arguments, message, monkeypatch
 
 def test_the_command_ends_with_code_2_and_no_traceback():
     done = subprocess.run(
-        [sys.executable, "-m", "cifar_jax.studies.table.report", "--table=missing.json"],
+        [sys.executable, "-m", "cifar_jax", "report", "--table=missing.json"],
         cwd=ROOT, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.returncode == 2

@@ -9,7 +9,7 @@ from PIL import Image
 
 from cifar_jax.data.dataset import Dataset, Split
 from cifar_jax.errors import InputError
-from cifar_jax.runs import experiment
+from cifar_jax.runs import build as experiment
 from cifar_jax.runs.train import evaluate_run, train_and_evaluate
 from cifar_jax.runs.workdir import read_config
 from cifar_jax.studies.table.document import Column, document

@@ -7,6 +7,7 @@ from conftest import ROOT
 
 from cifar_jax.errors import InputError
 from cifar_jax.runs.config import flatten
+from cifar_jax.runs.config_flags import split_overrides
 from cifar_jax.studies.table.lecture import LECTURE
 from cifar_jax.studies.table.plan import check, find_configs, plan
 
@@ -19,7 +20,7 @@ def at_root(monkeypatch):
 
 
 def planned(*overrides, patterns="configs/cnn6_adam.py", seeds=2, holdout=None):
-    return plan(find_configs(patterns), [*SHAPES, *overrides], seeds=seeds, holdout=holdout)
+    return plan(find_configs(patterns), split_overrides([*SHAPES, *overrides])[1], seeds=seeds, holdout=holdout)
 
 
 def test_all_nine_configs_in_the_lectures_order():

@@ -17,7 +17,7 @@ NEW = {"commit": "b", "hardware": {"cores": 8, "devices": ["H200"]}, "versions":
 @pytest.fixture
 def group(monkeypatch):
     monkeypatch.chdir(ROOT)
-    return plan(find_configs("configs/cnn6_adam.py"), ["--config.train.epochs=2"], seeds=4, holdout=0)[0]
+    return plan(find_configs("configs/cnn6_adam.py"), [("train.epochs", "2")], seeds=4, holdout=0)[0]
 
 
 def leave(folder, *, epochs, saved=0, starts=(), torn=""):

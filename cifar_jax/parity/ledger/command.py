@@ -1,47 +1,35 @@
-"""python -m cifar_jax ledger [--only BN1,S1] [--json FILE] [--html FILE] [--markdown FILE]"""
+"""Measures every difference between PyTorch and JAX: torch's value, ours, and plain JAX's.
+
+python -m cifar_jax ledger [--only=BN1,S1] [--json=FILE] [--html=FILE] [--markdown=FILE]
+"""
 
 import argparse
 import json
 import platform
 from pathlib import Path
 
-import torch
-
-from cifar_jax.devices.select import select_devices
+from cifar_jax.command_line import Parser, path
 from cifar_jax.errors import InputError
-from cifar_jax.parity.ledger import run
-from cifar_jax.parity.ledger.catalogue import select
-from cifar_jax.parity.ledger.page import draw, render
-from cifar_jax.runs.provenance import provenance
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        """argparse's message as the project's kind of error, without the usage."""
-        raise InputError(f"The ledger's flags are --only, --json, --html and --markdown: {message}.")
+from cifar_jax.files import write_whole
+from cifar_jax.marked import fill
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = _Parser(
-        prog="python -m cifar_jax ledger",
-        description="Measures every difference between PyTorch and JAX: torch's value, ours, and plain JAX's.",
-        allow_abbrev=False,
-    )
+    parser = Parser("ledger", __doc__)
     parser.add_argument("--only", metavar="IDS", help="rows, such as BN1,S1; all unless given")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write the rows and where they come from")
-    parser.add_argument("--html", metavar="FILE", type=Path, help="write a page with explanations and pictures")
-    parser.add_argument("--markdown", metavar="FILE", type=Path, help="renew the table between the marks of this file")
+    parser.add_argument("--json", metavar="FILE", type=path, help="write the rows and where they come from")
+    parser.add_argument("--html", metavar="FILE", type=path, help="write a page with explanations and pictures")
+    parser.add_argument("--markdown", metavar="FILE", type=path, help="renew the table between the marks of this file")
     arguments = parser.parse_args(argv)
     for flag in ("json", "html", "markdown"):
-        path = getattr(arguments, flag)
-        if path is not None and (path.is_dir() or not path.parent.is_dir()):
-            raise InputError(f"--{flag} must be a file in a folder that exists, got {str(path)!r}.")
+        file = getattr(arguments, flag)
+        if file is not None and (file.is_dir() or not file.parent.is_dir()):
+            raise InputError(f"--{flag} must be a file in a folder that exists, got {str(file)!r}.")
     if arguments.markdown is not None:
         if arguments.only is not None:
             raise InputError(f"--markdown takes all rows, got --only={arguments.only}.")
         if not arguments.markdown.is_file():
             raise InputError(f"--markdown must be a file that exists, got {str(arguments.markdown)!r}.")
-        run.replace_table(arguments.markdown.read_text(), "", str(arguments.markdown))
     return arguments
 
 
@@ -52,6 +40,17 @@ def main(argv: list[str]) -> int:
       InputError: a flag that cannot be used; nothing has run by then.
     """
     arguments = _parse(argv)
+    # Here, as they import torch, which --help does without.
+    import torch
+
+    from cifar_jax.devices.select import select_devices
+    from cifar_jax.parity.ledger import run
+    from cifar_jax.parity.ledger.catalogue import select
+    from cifar_jax.parity.ledger.page import draw, render
+    from cifar_jax.runs.provenance import provenance
+
+    if arguments.markdown is not None:  # before anything is measured: are the marks there?
+        _fill(arguments.markdown, "")
     ids = [] if arguments.only is None else [each.strip() for each in arguments.only.split(",")]
     rows = select(ids)
     select_devices("cpu")  # the sides are compared where all of them compute alike
@@ -71,10 +70,15 @@ def main(argv: list[str]) -> int:
         pictures = {o.row.id: draw(o.row.picture(), o.row.id) for o in outcomes if o.row.picture and o.passed}
         arguments.html.write_text(render(records, pictures, _foot(origin)))
     if arguments.markdown:
-        document = arguments.markdown.read_text()
-        table = run.markdown(outcomes)
-        arguments.markdown.write_text(run.replace_table(document, table, str(arguments.markdown)))
+        write_whole(arguments.markdown, _fill(arguments.markdown, run.markdown(outcomes)))
     return 0 if all(outcome.passed for outcome in outcomes) else 1
+
+
+def _fill(document: Path, table: str) -> str:
+    try:
+        return fill(document.read_text(), "ledger", table)
+    except ValueError as error:
+        raise InputError(f"--markdown takes a file with two markers, got {str(document)!r}: {error}.") from error
 
 
 def _foot(origin: dict) -> dict[str, str]:

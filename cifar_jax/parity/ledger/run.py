@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from cifar_jax.errors import InputError
 from cifar_jax.parity.ledger.page import short
 from cifar_jax.parity.ledger.row import AGREE, Measurement, Row, passed, verdict
 
@@ -97,9 +96,6 @@ def record(outcome: Outcome) -> dict:
     }
 
 
-BEGIN, END = "<!-- ledger: begin, written by python -m cifar_jax ledger --markdown -->", "<!-- ledger: end -->"
-
-
 def markdown(outcomes: Sequence[Outcome]) -> str:
     """The rows as a table that is the same on every machine: noisy errors stand as more than the tolerance."""
     head = "| row | what differs | measured | torch / plain JAX | ours within | the line |\n|---|---|---|---|---|---|"
@@ -131,15 +127,3 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def replace_table(document: str, table: str, name: str) -> str:
-    """The document with the table between its two marks.
-
-    Raises:
-      InputError: it does not have each mark once, in this order.
-    """
-    if document.count(BEGIN) != 1 or document.count(END) != 1 or document.index(BEGIN) > document.index(END):
-        raise InputError(f"--markdown takes a file with the lines {BEGIN} and {END}, once each, got {name}.")
-    before, after = document.split(BEGIN)[0], document.split(END)[1]
-    return f"{before}{BEGIN}\n{table}\n{END}{after}"

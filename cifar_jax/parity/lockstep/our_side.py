@@ -19,7 +19,7 @@ from cifar_jax.nn.losses import Metrics
 from cifar_jax.nn.schedules import by_step
 from cifar_jax.parity.state_dict import from_state_dict, to_state_dict
 from cifar_jax.runs import phases, steps
-from cifar_jax.runs.experiment import Experiment
+from cifar_jax.runs.build import Experiment
 from cifar_jax.runs.state import TrainState
 
 _MOMENTS = {"momentum_buffer": "trace", "exp_avg": "mu", "exp_avg_sq": "nu"}

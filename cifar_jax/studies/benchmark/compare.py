@@ -27,10 +27,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import flags
 from ml_collections import ConfigDict
 
+from cifar_jax.command_line import Parser, integer, words
 from cifar_jax.errors import InputError
+from cifar_jax.runs.config_flags import parse
 from cifar_jax.studies.benchmark import floors, runner, settings, start, summary, worker
 from cifar_jax.studies.benchmark.recipe import Recipe, write_draws
 
@@ -46,16 +47,16 @@ def main(argv: list[str]) -> int:
     Raises:
       InputError: something in the flags, the config or the data cannot be used.
     """
-    given, argv = flags.FlagValues(), ["benchmark", *argv]
-    settings.define_flags(given, argv)
-    settings.define_data_flags(given)
-    flags.DEFINE_list("arms", list(worker.ARMS), "Which arms, in the order of the first round.", flag_values=given)
-    flags.DEFINE_integer("epochs", 3, "Epochs of each process.", lower_bound=2, flag_values=given)
-    flags.DEFINE_integer("repeats", 2, "Processes of each arm.", lower_bound=1, flag_values=given)
-    flags.DEFINE_enum("precision", PRECISIONS[0], PRECISIONS, "Of float32 products on a GPU.", flag_values=given)
-    flags.DEFINE_boolean("start", True, "Also measure the start of main.py, cold and warm.", flag_values=given)
-    config = settings.parse(given, argv)
-    settings.put_flags(given, config)
+    parser = Parser("benchmark", __doc__)
+    settings.add_arguments(parser)
+    settings.add_data_arguments(parser)
+    parser.add_argument("--arms", type=words, default=list(worker.ARMS), help="which, in the order of the first round")
+    parser.add_argument("--epochs", type=integer(2), default=3, metavar="N", help="epochs of each process (3)")
+    parser.add_argument("--repeats", type=integer(1), default=2, metavar="N", help="processes of each arm (2)")
+    parser.add_argument("--precision", choices=PRECISIONS, default=PRECISIONS[0], help="of float32 products on a GPU")
+    parser.add_argument("--nostart", dest="start", action="store_false", help="do not measure the start of main.py")
+    given = parse(parser, argv)
+    config = settings.put_short_flags(given)
     settings.check(config)
     check_arms(given.arms)
     if given.data_dir is None:
@@ -67,10 +68,10 @@ def main(argv: list[str]) -> int:
     )  # fmt: skip
     starts = None
     if given.start:
-        starts = start.measure_start(["--config=configs/quickstart.py", f"--config.platform={config.platform}"])
+        starts = start.measure_start(["--config=quickstart", f"--config.platform={config.platform}"])
         print(start.sentence(starts), flush=True)
     if given.json:
-        write_json(Path(given.json), [record], device["origin"], starts)
+        write_json(given.json, [record], device["origin"], starts)
     return 1 if record["agreement"] and record["agreement"]["disagree"] else 0
 
 

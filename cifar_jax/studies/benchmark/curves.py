@@ -9,28 +9,29 @@ cost. Then epochs are trained one after another, to see that nothing grows with 
 device, nor what is compiled, nor the time.
 """
 
+import argparse
 import json
 import math
 import statistics
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from absl import flags
 from jax import monitoring
 from ml_collections import ConfigDict
 
+from cifar_jax.command_line import Parser, number, path
 from cifar_jax.data.cache import cache_folder
 from cifar_jax.data.dataset import Dataset, Split
 from cifar_jax.devices.select import describe, keep_compilations, select_devices
 from cifar_jax.errors import InputError
 from cifar_jax.nn.losses import Metrics
 from cifar_jax.runs import phases
+from cifar_jax.runs.build import build
 from cifar_jax.runs.config import validate
-from cifar_jax.runs.experiment import build
+from cifar_jax.runs.config_flags import parse
 from cifar_jax.runs.provenance import provenance
 from cifar_jax.studies.benchmark import floors, settings
 from cifar_jax.studies.benchmark.speed_curves import draw_speed_curves
@@ -56,19 +57,21 @@ def main(argv: list[str]) -> int:
     Raises:
       InputError: something in the flags or the config cannot be used.
     """
-    given, argv = flags.FlagValues(), ["curves", *argv]
-    settings.define_flags(given, argv)
+    parser = Parser("benchmark curves", __doc__)
+    settings.add_arguments(parser)
     for name, default, what in (
-        ("batches", "50,100,200,500,1000,2000", "Batch sizes"),
-        ("widths", "0.25,0.5,1,2", "Factors of the config's widths"),
-        ("sizes", "32,48,64,96,128", "Image sizes"),
-        ("data_sizes", "1000,5000,20000,50000", "Training images"),
+        ("batches", "50,100,200,500,1000,2000", "batch sizes"),
+        ("widths", "0.25,0.5,1,2", "factors of the config's widths"),
+        ("sizes", "32,48,64,96,128", "image sizes"),
+        ("data_sizes", "1000,5000,20000,50000", "training images"),
     ):
-        flags.DEFINE_string(name, default, f"{what}, between commas; '' leaves the curve out.", flag_values=given)
-    flags.DEFINE_float("seconds", 5.0, "For each point, after its first step.", lower_bound=0, flag_values=given)
-    flags.DEFINE_string("png", "runs/speed_curves.png", "Picture of the curves.", flag_values=given)
-    base = settings.parse(given, argv)
-    settings.put_flags(given, base)
+        parser.add_argument(f"--{name}", default=default, help=f"{what}, between commas; '' leaves the curve out")
+    parser.add_argument("--seconds", type=number(0), default=5.0, help="for each point, after its first step (5)")
+    parser.add_argument(
+        "--png", type=path, default="runs/speed_curves.png", metavar="FILE", help="picture of the curves"
+    )
+    given = parse(parser, argv)
+    base = settings.put_short_flags(given)
     curves = points(base, given)
     jax.config.update("jax_enable_x64", base.dtype == "float64")
     print(f"Devices: {describe(select_devices(base.platform))}", flush=True)
@@ -84,11 +87,11 @@ def main(argv: list[str]) -> int:
     for check in record["checks"]:
         print(f"{'ok' if check['ok'] else 'NOT OK'}: {check['what']}: {check['found']}", flush=True)
     if any(record["curves"].values()):
-        draw_speed_curves(record["curves"], f"{base.model.name.upper()}, {base.dtype}, {_on(origin)}", Path(given.png))
+        draw_speed_curves(record["curves"], f"{base.model.name.upper()}, {base.dtype}, {_on(origin)}", given.png)
         print(f"Curves: {given.png}")
     if given.json:
-        Path(given.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(given.json).write_text(json.dumps(record, indent=1) + "\n")
+        given.json.parent.mkdir(parents=True, exist_ok=True)
+        given.json.write_text(json.dumps(record, indent=1) + "\n")
     return 0 if all(check["ok"] for check in record["checks"]) else 1
 
 
@@ -97,7 +100,7 @@ def _on(origin: dict[str, Any]) -> str:
     return f"{hardware['cores']} CPU cores" if hardware["devices"][0] == "cpu" else hardware["devices"][0]
 
 
-def points(base: ConfigDict, given: flags.FlagValues) -> dict[str, list[Point]]:
+def points(base: ConfigDict, given: argparse.Namespace) -> dict[str, list[Point]]:
     """The curves that the flags ask for, by the name of what they vary; every config is checked.
 
     Raises:

@@ -17,7 +17,8 @@ from PIL import Image
 from cifar_jax.data.dataset import Dataset
 from cifar_jax.devices.select import keep_compilations, select_devices
 from cifar_jax.nn.layers import running_stats
-from cifar_jax.runs import experiment, phases, torch_random
+from cifar_jax.runs import build as experiment
+from cifar_jax.runs import phases, torch_random
 from cifar_jax.studies.benchmark.arm import LEAST_STEPS, Evaluated, Trained
 from cifar_jax.studies.benchmark.recipe import Recipe, read_draws, read_splits
 

@@ -1,6 +1,6 @@
 """What data parallelism costs: counted from the compiled step, worked out on paper, measured on simulated devices.
 
-python -m cifar_jax scaling OUT.json
+    python -m cifar_jax scaling OUT.json
 
 The counts are those of the program that XLA makes for simulated devices of the CPU; on GPUs the same sums travel. The
 efficiencies are arithmetic on these counts and on the assumptions below, and no measurement. The measurement is of
@@ -10,19 +10,18 @@ simulated devices that share this machine's cores: it shows what cutting a batch
 import json
 import math
 import re
-import sys
 import time
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from cifar_jax.commands import exit_code, help_wanted
+from cifar_jax.command_line import Parser, path
 from cifar_jax.data.shapes import make_shapes
 from cifar_jax.devices.select import compiler_options
 from cifar_jax.devices.sharding import SYNCS, DataParallel, data_parallel, place, replicate
 from cifar_jax.errors import InputError
+from cifar_jax.files import write_whole
 from cifar_jax.nn.batch_norm import torch_rule
 from cifar_jax.nn.fused import fuse
 from cifar_jax.nn.models import NETWORKS, create_model
@@ -223,10 +222,11 @@ def main(argv: list[str]) -> None:
     Raises:
       InputError: it names no such file.
     """
-    if help_wanted(argv, __doc__):
-        return
-    if len(argv) != 1 or argv[0].startswith("-") or not Path(argv[0]).absolute().parent.is_dir():
-        raise InputError(f"OUT.json must be a file in a folder that exists, got {' '.join(argv)!r}.")
+    parser = Parser("scaling", __doc__)
+    parser.add_argument("out", type=path, metavar="OUT.json", help="a file in a folder that exists")
+    out = parser.parse_args(argv).out
+    if not out.absolute().parent.is_dir():
+        raise InputError(f"OUT.json must be a file in a folder that exists, got {str(out)!r}.")
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 8)
     record = {
@@ -245,9 +245,5 @@ def main(argv: list[str]) -> None:
             sync: {str(devices): measure(devices, sync) for devices in (1, 2, 4, 8)} for sync in SYNCS
         },
     }
-    Path(argv[0]).write_text(json.dumps(record, indent=1) + "\n")
+    write_whole(out, json.dumps(record, indent=1) + "\n")
     print(table(record), end="")
-
-
-if __name__ == "__main__":
-    sys.exit(exit_code(main, sys.argv[1:]))

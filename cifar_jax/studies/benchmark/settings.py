@@ -1,22 +1,22 @@
 """What a command of this room is asked to measure: its flags, the config behind them, and the data."""
 
+import argparse
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
+from cifar_jax.command_line import Parser, integer, path
 from cifar_jax.data import load_dataset
 from cifar_jax.data.dataset import take
 from cifar_jax.data.shapes import make_shapes
 from cifar_jax.errors import InputError
 from cifar_jax.nn.models import NETWORKS
-from cifar_jax.runs.config import explain_flag_error, validate
+from cifar_jax.runs.config import set_from_text, validate
+from cifar_jax.runs.config_flags import add_config
 from cifar_jax.runs.torch_random import Epochs
 from cifar_jax.studies.benchmark.recipe import Draws, write_splits
-
-DEFAULT_CONFIG = Path(__file__).parents[3] / "configs" / "cnn6_adam.py"
 
 # What the arms outside this project are written for.
 _FIXED = {
@@ -32,49 +32,34 @@ _FIXED = {
 }
 
 
-def define_flags(given: flags.FlagValues, argv: list[str]) -> None:
-    """The flags that all commands of this room share, for the command line `argv`."""
-    config_flags.DEFINE_config_file(
-        "config", None, f"The recipe; {DEFAULT_CONFIG.name} unless given.", flag_values=given, sys_argv=argv
-    )
-    flags.DEFINE_string("model", None, "Short for --config.model.name: cnn6 or cnn10.", flag_values=given)
-    flags.DEFINE_integer("size", None, "Short for --config.data.image_size.", flag_values=given)
-    flags.DEFINE_integer("batch", None, "Images a step, in training and evaluation.", lower_bound=1, flag_values=given)
-    flags.DEFINE_string("dtype", None, "Short for --config.dtype: float32 or bfloat16.", flag_values=given)
-    flags.DEFINE_string("json", None, "File for the figures.", flag_values=given)
+def add_arguments(parser: Parser) -> None:
+    """The flags that all commands of this room share."""
+    add_config(parser, default="cnn6_adam")
+    parser.add_argument("--model", help="short for --config.model.name")
+    parser.add_argument("--size", help="short for --config.data.image_size")
+    parser.add_argument("--batch", type=integer(1), metavar="N", help="images a step, in training and evaluation")
+    parser.add_argument("--dtype", help="short for --config.dtype: float32 or bfloat16")
+    parser.add_argument("--json", type=path, metavar="FILE", help="for the figures")
 
 
-def define_data_flags(given: flags.FlagValues) -> None:
+def add_data_arguments(parser: Parser) -> None:
     """The flags of those that train on pictures."""
-    flags.DEFINE_integer("images", None, "Training images.", lower_bound=1, flag_values=given)
-    flags.DEFINE_string("data_dir", None, "Folder with cifar100; drawn shapes unless given.", flag_values=given)
+    parser.add_argument("--images", type=integer(1), metavar="N", help="training images")
+    parser.add_argument("--data_dir", metavar="FOLDER", help="with cifar100; drawn shapes unless given")
 
 
-def parse(given: flags.FlagValues, argv: list[str]) -> ConfigDict:
-    """Reads the command line, whose first word is the command's name, and gives its config, checked.
+def put_short_flags(arguments: argparse.Namespace) -> ConfigDict:
+    """The config, with the short flags put into it.
 
     Raises:
-      InputError: something in it cannot be used; in one sentence.
+      InputError: a key does not take this.
     """
-    if not any(argument.lstrip("-").split("=")[0] == "config" for argument in argv[1:]):
-        argv[1:1] = [f"--config={DEFAULT_CONFIG}"]
-    try:
-        rest = given(argv)
-        config = given["config"].value
-        config.to_dict()  # a file that does not exist shows here
-    except Exception as error:  # a config file may raise anything
-        raise InputError(explain_flag_error(argv, error)) from error
-    if len(rest) > 1:
-        raise InputError(f"{argv[0]} takes flags only, got {rest[1]!r}.")
-    return config
-
-
-def put_flags(given: flags.FlagValues, config: ConfigDict) -> None:
-    """Puts the short flags into the config."""
-    shorts = (("model.name", given.model), ("data.image_size", given.size), ("dtype", given.dtype))
-    for key, value in (*shorts, ("data.batch_size", given.batch)):
+    config = arguments.config
+    shorts = (("model.name", arguments.model), ("data.image_size", arguments.size), ("dtype", arguments.dtype))
+    for key, value in (*shorts, ("data.batch_size", arguments.batch)):
         if value is not None:
-            config.update_from_flattened_dict({key: value})
+            set_from_text(config, key, str(value))
+    return config
 
 
 def check(config: ConfigDict) -> None:

@@ -10,11 +10,9 @@ import sys
 import tempfile
 import termios
 import time
-from pathlib import Path
 
 from cifar_jax.errors import InputError
 
-_ROOT = Path(__file__).parents[3]
 # The progress bar's count of images, once it is more than none.
 _MOVED = re.compile(rb"epoch 1/\d+:[^\r]*?\b([1-9]\d*)/\d+ ")
 
@@ -26,11 +24,11 @@ def measure_start(arguments: list[str], *, timeout: float = 600.0) -> dict[str, 
     `import` is what `import cifar_jax.runs.train` takes of it.
 
     Args:
-      arguments: of main.py, without --workdir.
+      arguments: of `python -m cifar_jax train`, which is `python main.py`, without --workdir.
       timeout: seconds after which a start counts as failed.
 
     Raises:
-      InputError: main.py ended, or did not come to its first step in time.
+      InputError: it ended, or did not come to its first step in time.
     """
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, "XDG_CACHE_HOME": folder}
@@ -59,7 +57,7 @@ def _first_step(arguments: list[str], environment: dict[str, str], timeout: floa
     termios.tcsetwinsize(its_end, (24, 100))  # a bar on a terminal of no width would show no count
     seen, begin = b"", time.perf_counter()
     process = subprocess.Popen(
-        [sys.executable, str(_ROOT / "main.py"), *arguments], cwd=_ROOT, env=environment, stdin=subprocess.DEVNULL,
+        [sys.executable, "-m", "cifar_jax", "train", *arguments], env=environment, stdin=subprocess.DEVNULL,
         stdout=its_end, stderr=its_end, start_new_session=True,
     )  # fmt: skip
     os.close(its_end)
@@ -85,5 +83,5 @@ def _first_step(arguments: list[str], environment: dict[str, str], timeout: floa
 
 def _import_seconds() -> float:
     code = "import time; begin = time.perf_counter(); import cifar_jax.runs.train; print(time.perf_counter() - begin)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=_ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return float(done.stdout)

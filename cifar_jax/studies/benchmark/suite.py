@@ -10,6 +10,7 @@ first epoch a process trains for --seconds more, in which an arm that goes step 
 file is written after each process, so that what has been measured outlives an interruption.
 """
 
+import argparse
 import copy
 import tempfile
 import time
@@ -17,10 +18,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from absl import flags
 from ml_collections import ConfigDict
 
+from cifar_jax.command_line import Parser, integer, number, words
 from cifar_jax.errors import InputError
+from cifar_jax.runs.config_flags import parse
 from cifar_jax.studies.benchmark import settings, summary
 from cifar_jax.studies.benchmark.compare import (
     DEFAULT_IMAGES,
@@ -62,16 +64,19 @@ def main(argv: list[str]) -> int:
       InputError: something in the flags, the config or the data cannot be used.
     """
     begin = time.perf_counter()
-    given, argv = flags.FlagValues(), ["suite", *argv]
-    settings.define_flags(given, argv)
-    settings.define_data_flags(given)
-    flags.DEFINE_list("settings", list(SETTINGS), "Which, as network-size-type.", flag_values=given)
-    flags.DEFINE_list("arms", ["P0", "P1", "P2", "J0", "J1"], "Which arms.", flag_values=given)
-    flags.DEFINE_integer("epochs", 30, "Epochs of each process at most.", lower_bound=2, flag_values=given)
-    flags.DEFINE_float("seconds", 6.0, "Of each process after its first epoch.", lower_bound=0, flag_values=given)
-    flags.DEFINE_float("budget", 520.0, "Seconds for everything.", lower_bound=1, flag_values=given)
-    flags.DEFINE_enum("precision", PRECISIONS[0], PRECISIONS, "Of float32 products on a GPU.", flag_values=given)
-    base = settings.parse(given, argv)
+    parser = Parser("benchmark suite", __doc__)
+    settings.add_arguments(parser)
+    settings.add_data_arguments(parser)
+    parser.add_argument("--settings", type=words, default=list(SETTINGS), help="which, as network-size-type")
+    parser.add_argument("--arms", type=words, default=["P0", "P1", "P2", "J0", "J1"], help="which")
+    parser.add_argument(
+        "--epochs", type=integer(2), default=30, metavar="N", help="epochs of each process at most (30)"
+    )
+    parser.add_argument("--seconds", type=number(0), default=6.0, help="of each process after its first epoch (6)")
+    parser.add_argument("--budget", type=number(1), default=520.0, help="seconds for everything (520)")
+    parser.add_argument("--precision", choices=PRECISIONS, default=PRECISIONS[0], help="of float32 products on a GPU")
+    given = parse(parser, argv)
+    base = given.config
     check_arms(given.arms)
     configs = {name: _config(name, base, given) for name in given.settings}
     device = probe(base.platform)
@@ -82,7 +87,7 @@ def main(argv: list[str]) -> int:
 
     def write(records):
         if given.json:
-            write_json(Path(given.json), records, device["origin"], None)
+            write_json(given.json, records, device["origin"], None)
 
     with tempfile.TemporaryDirectory() as folder:
         batch = given.batch or _DEFAULT_BATCH
@@ -111,7 +116,7 @@ def main(argv: list[str]) -> int:
     return 1 if any(record["agreement"] and record["agreement"]["disagree"] for record in records) else 0
 
 
-def _config(name: str, base: ConfigDict, given: flags.FlagValues) -> ConfigDict:
+def _config(name: str, base: ConfigDict, given: argparse.Namespace) -> ConfigDict:
     if name not in SETTINGS:
         raise InputError(f"--settings must be some of {', '.join(SETTINGS)}, got {name!r}.")
     model, size, dtype = name.split("-")

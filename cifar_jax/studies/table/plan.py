@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from cifar_jax.command_line import parse
 from cifar_jax.data import load_dataset
 from cifar_jax.data.dataset import hold_out, take
 from cifar_jax.errors import InputError
 from cifar_jax.files import read_rows
 from cifar_jax.nn.batch_norm import RULES
-from cifar_jax.runs.config import validate
+from cifar_jax.runs.config import validate, with_seed
+from cifar_jax.runs.config_file import PRESETS, load_config
 from cifar_jax.runs.workdir import check_workdir
 from cifar_jax.studies.table.lecture import LECTURE
 
@@ -52,9 +52,7 @@ class Group(NamedTuple):
 
     def seeded(self, seed: int) -> ConfigDict:
         """The config of one run."""
-        config = self.config.copy_and_resolve_references()
-        config.seed, config.train.seeds = seed, 1
-        return config
+        return with_seed(self.config, seed)
 
 
 def find_configs(patterns: str) -> list[Path]:
@@ -66,6 +64,8 @@ def find_configs(patterns: str) -> list[Path]:
     paths = []
     for pattern in patterns.split(","):
         found = [Path(path) for path in sorted(glob.glob(pattern, recursive=True)) if Path(path).is_file()]
+        # Of configs that come with the package, the names will do.
+        found = found or sorted(path for path in PRESETS.glob(f"{pattern}.py") if "/" not in pattern)
         if not found:
             raise InputError(
                 f"--configs must name config files, such as configs/cnn*_*.py or a list with commas, got {pattern!r}, "
@@ -79,12 +79,14 @@ def find_configs(patterns: str) -> list[Path]:
     return sorted(paths, key=lambda path: order.index(path.stem) if path.stem in order else len(order))
 
 
-def plan(paths: Sequence[Path], overrides: Sequence[str], *, seeds: int, holdout: int | None) -> list[Group]:
+def plan(
+    paths: Sequence[Path], overrides: Sequence[tuple[str, str]], *, seeds: int, holdout: int | None
+) -> list[Group]:
     """The groups of runs of the config files: first those of the table's main columns, then their companions.
 
     Args:
       paths: config files.
-      overrides: `--config.KEY=VALUE`, for all of them.
+      overrides: keys and values as texts, for all of them.
       seeds: how many; they count from 0.
       holdout: training images that the companions hold out; 0 makes none, and None takes 5,000, or a tenth where
         the config limits the training images.
@@ -92,33 +94,28 @@ def plan(paths: Sequence[Path], overrides: Sequence[str], *, seeds: int, holdout
     Raises:
       InputError: a config cannot be read or is wrong.
     """
-    for override in overrides:
-        key, equals, _ = override.removeprefix("--config.").partition("=")
-        if not equals:
-            raise InputError(f"--config.{key} must be followed by = and a value, got {override}.")
+    for key, text in overrides:
         if key in _OURS:
-            raise InputError(f"config.{key} is the table's to choose ({_OURS[key]}), got {override}.")
+            raise InputError(f"config.{key} is the table's to choose ({_OURS[key]}), got --config.{key}={text}.")
     main, companions = [], []
     for path in paths:
-        flags = (f"--config={path}", *overrides)
-        _, config = parse(list(flags))
+        config = load_config(str(path), overrides)
         validate(config)
         others = tuple(rule for rule in RULES if rule != config.norm.rule)
-        wholes = (*flags, f"--config.norm.compare={others!r}")
-        main.append(_group(path.stem, wholes, 0, Path(path.stem), seeds))
+        main.append(_group(path, [*overrides, ("norm.compare", repr(others))], 0, Path(path.stem), seeds))
         limit = config.data.limit_train
         held_out = holdout if holdout is not None else limit // 10 if limit else _HOLDOUT
         if held_out:
-            parts = (*flags, f"--config.data.holdout={held_out}")
-            folder = Path(path.stem) / f"holdout{held_out}"
-            companions.append(_group(path.stem, parts, held_out, folder, seeds))
+            parts = [*overrides, ("data.holdout", str(held_out))]
+            companions.append(_group(path, parts, held_out, Path(path.stem) / f"holdout{held_out}", seeds))
     return main + companions
 
 
-def _group(name: str, flags: tuple[str, ...], holdout: int, folder: Path, seeds: int) -> Group:
-    _, config = parse(list(flags))
+def _group(path: Path, overrides: Sequence[tuple[str, str]], holdout: int, folder: Path, seeds: int) -> Group:
+    config = load_config(str(path), overrides)
     validate(config)
-    return Group(name, flags, config, holdout, folder, seeds)
+    flags = (f"--config={path}", *(f"--config.{key}={text}" for key, text in overrides))
+    return Group(path.stem, flags, config, holdout, folder, seeds)
 
 
 def check(groups: Sequence[Group], workdir: Path) -> None:

@@ -6,26 +6,18 @@ This is the process that `python -m cifar_jax table` starts for each group of ru
 WORKDIR/failures, and the others go on. Exit codes are those of main.py: 1 where a run diverged.
 """
 
-import argparse
 import os
 import sys
 import threading
 import time
 from pathlib import Path
 
-from cifar_jax.command_line import parse
-from cifar_jax.devices.interrupt import Interrupted, interruptible
-from cifar_jax.errors import DivergedError, InputError
+from cifar_jax.command_line import Parser, end, exit_code
+from cifar_jax.devices.interrupt import interruptible
+from cifar_jax.errors import DivergedError
+from cifar_jax.runs.config_flags import add_config, parse, required_config
 from cifar_jax.runs.train import train_seeds
 from cifar_jax.studies.table.record import write_failure
-
-
-def _arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(prog="python -m cifar_jax.studies.table.worker", allow_abbrev=False)
-    parser.add_argument("--seeds", required=True, type=lambda text: [int(seed) for seed in text.split(",")])
-    parser.add_argument("--workdir", required=True, type=Path, help="holds or will hold seed0, seed1, ...")
-    parser.add_argument("--parent", type=int, help="end at once when the process of this id is no longer the parent")
-    return parser.parse_known_args(argv)
 
 
 def _end_with(parent: int) -> None:
@@ -41,22 +33,19 @@ def _end_with(parent: int) -> None:
 
 def main(argv: list[str]) -> int:
     """Trains what the arguments say; gives the exit code."""
-    arguments, flags = _arguments(argv)
+    parser = Parser("table worker", __doc__)
+    add_config(parser, default=None)
+    parser.add_argument("--seeds", required=True, type=lambda text: [int(seed) for seed in text.split(",")])
+    parser.add_argument("--workdir", required=True, type=Path, help="holds or will hold seed0, seed1, ...")
+    parser.add_argument("--parent", type=int, help="end at once when the process of this id is no longer the parent")
+    arguments = parse(parser, argv)
     if arguments.parent is not None:
         _end_with(arguments.parent)
-    folder = arguments.workdir
-    try:
-        with interruptible() as interrupt:
-            _, config = parse(flags)
-            results = train_seeds(
-                config, {seed: folder / f"seed{seed}" for seed in arguments.seeds}, check_stop=interrupt.check
-            )
-    except InputError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 2
-    except Interrupted as interrupted:
-        print(interrupted, file=sys.stderr, flush=True)
-        os._exit(128 + interrupted.signum)  # as main.py: not before the steps that are under way
+    config, folder = required_config(arguments), arguments.workdir
+    with interruptible() as interrupt:
+        results = train_seeds(
+            config, {seed: folder / f"seed{seed}" for seed in arguments.seeds}, check_stop=interrupt.check
+        )
     diverged = {seed: str(result) for seed, result in results.items() if isinstance(result, DivergedError)}
     for seed, why in diverged.items():
         write_failure(folder, seed, why)
@@ -65,4 +54,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    end(exit_code(main, sys.argv[1:]))

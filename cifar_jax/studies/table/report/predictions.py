@@ -13,9 +13,9 @@ from cifar_jax.errors import InputError
 from cifar_jax.files import write_whole
 from cifar_jax.nn.layers import running_stats
 from cifar_jax.runs import phases, steps
+from cifar_jax.runs.build import Experiment, build, prepare
 from cifar_jax.runs.checkpoint import Checkpoints
 from cifar_jax.runs.config import FREE_ON_RESUME, flatten
-from cifar_jax.runs.experiment import Experiment, build, prepare
 from cifar_jax.runs.workdir import read_config
 from cifar_jax.studies.table.report.summaries import Predictions, from_probabilities
 from cifar_jax.use.trained import probabilities

@@ -1,7 +1,7 @@
 """From a config to everything that a run needs: data, network, optimizer, transforms, a fresh state."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from cifar_jax.data.cache import cache_folder
 from cifar_jax.data.dataset import Dataset, Split, hold_out, take
 from cifar_jax.data.order import epoch_order, steps_per_epoch
 from cifar_jax.devices.distributed import Job
-from cifar_jax.devices.select import describe, fits, keep_compilations, select_devices
+from cifar_jax.devices.select import describe, fits, keep_compilations, onednn_convolves, select_devices
 from cifar_jax.devices.sharding import DataParallel, data_parallel, replicate, replicate_rows
 from cifar_jax.errors import InputError
 from cifar_jax.nn import optimizers, schedules
@@ -25,7 +25,7 @@ from cifar_jax.nn.fused import fuse
 from cifar_jax.nn.models import CNN, create_model
 from cifar_jax.nn.transforms import Transform
 from cifar_jax.runs import torch_random
-from cifar_jax.runs.config import flatten, validate
+from cifar_jax.runs.config import flatten, validate, with_seed
 from cifar_jax.runs.state import TrainState, create_state
 from cifar_jax.runs.workdir import check_workdir
 
@@ -60,22 +60,36 @@ class Experiment(NamedTuple):
     parallel: DataParallel | None
 
 
-def prepare(config: ml_collections.ConfigDict, workdir: Path, job: Job | None = None) -> Dataset:
+def prepare(
+    config: ml_collections.ConfigDict,
+    workdirs: Mapping[int, Path] | Path,
+    job: Job | None = None,
+    *,
+    read_only: bool = False,
+) -> Dataset:
     """Refuses what cannot run, chooses the devices and loads the data. Nothing is compiled or written.
 
-    In a `job`, what one process refuses, all do.
+    Args:
+      config: every key.
+      workdirs: the folder of the run, or of each of several seeds.
+      job: the processes that run this together; what one of them refuses, all do.
+      read_only: whether the folders are only read, and need not be writable.
 
     Raises:
       InputError: the first thing that is wrong.
     """
+    folders = {config.seed: workdirs} if isinstance(workdirs, Path) else workdirs
     together = contextlib.nullcontext if job is None else job.agreement
     with together({**flatten(config), "data.dir": ""}):  # each process may have the images elsewhere
         validate(config)
-        check_workdir(workdir, config)
+        for seed, folder in folders.items():
+            check_workdir(folder, with_seed(config, seed), read_only=read_only)
     jax.config.update("jax_enable_x64", config.dtype == "float64")
     print(f"Devices: {describe(select_devices(config.platform))}", flush=True)
     with contextlib.suppress(OSError):  # no home folder: compile every time
         keep_compilations(cache_folder() / "xla")
+    if config.dtype == "bfloat16" and jax.default_backend() == "cpu" and not onednn_convolves():
+        print("bfloat16 is no faster than float32 here: it takes AVX512_BF16 or AMX, and jax 0.12 or newer", flush=True)
     with together():
         return _load(config)
 
@@ -99,23 +113,29 @@ def _load(config: ml_collections.ConfigDict) -> Dataset:
     return dataset
 
 
-def build(config: ml_collections.ConfigDict, dataset: Dataset) -> Experiment:
-    """Network, optimizer, transforms, data where they belong and a fresh state, from a config that was validated."""
-    data, norm, optimizer, schedule = config.data, config.norm, config.optimizer, config.schedule
-    dataset, holdout = hold_out(dataset, data.holdout)
+def build_model(config: ml_collections.ConfigDict, num_classes: int) -> CNN:
+    """The network that a config names, in its fused form, wherever it is used: training, prediction, export."""
+    model, norm = config.model, config.norm
     rule = RULES[norm.rule]
-    model = fuse(
+    return fuse(
         create_model(
-            config.model.name,
+            model.name,
             norm_rule=rule() if norm.momentum is None else rule(norm.momentum),
             norm_compare=tuple((name, RULES[name]()) for name in norm.compare),
-            num_classes=len(dataset.class_names),
-            stages=tuple(tuple(widths) for widths in config.model.stages),
+            num_classes=num_classes,
+            stages=tuple(tuple(widths) for widths in model.stages),
             epsilon=norm.epsilon,
-            init_name=config.model.init,
+            init_name=model.init,
             dtype=jnp.dtype(config.dtype),
         )
     )
+
+
+def build(config: ml_collections.ConfigDict, dataset: Dataset) -> Experiment:
+    """Network, optimizer, transforms, data where they belong and a fresh state, from a config that was validated."""
+    data, optimizer, schedule = config.data, config.optimizer, config.schedule
+    dataset, holdout = hold_out(dataset, data.holdout)
+    model = build_model(config, len(dataset.class_names))
     rates = schedules.learning_rates(
         schedule.name, lr=optimizer.lr, epochs=config.train.epochs, step_size=schedule.step_size,
         gamma=schedule.gamma, t_max=schedule.t_max, calls_per_epoch=schedule.calls_per_epoch,
@@ -131,7 +151,7 @@ def build(config: ml_collections.ConfigDict, dataset: Dataset) -> Experiment:
         )
     splits = (dataset.train, dataset.test, holdout)
     on_device = data.placement == "device" or (data.placement == "auto" and fits(jax.tree.leaves(splits)))
-    parallel = data_parallel(select_devices(config.platform), config.sharding.data, norm.sync)
+    parallel = data_parallel(select_devices(config.platform), config.sharding.data, config.norm.sync)
     train, test, holdout = replicate_rows(splits, parallel) if on_device else splits
     state, draw_epoch = _start(config, model, tx, len(train.labels), parallel)
     return Experiment(

@@ -1,21 +1,17 @@
-"""python -m cifar_jax report --table=runs/table/table.json: the report of a table, anew.
+"""Writes the report of a table anew.
+
+    python -m cifar_jax report --table=runs/table/table.json
 
 `python -m cifar_jax table` writes it at its end; this is for another place, for a table whose runs lie elsewhere, or
 for a page with the test images that must not be published.
 """
 
-import argparse
 import json
-import sys
 from pathlib import Path
 
-from cifar_jax.commands import exit_code
+from cifar_jax.command_line import Parser, path
 from cifar_jax.errors import InputError
 from cifar_jax.studies.table.report.write import require_libraries, write_report
-
-
-def _refuse(message: str) -> None:
-    raise InputError(f"The report's flags are --table, --workdir, --out and --pictures: {message}.")
 
 
 def main(argv: list[str]) -> None:
@@ -24,11 +20,10 @@ def main(argv: list[str]) -> None:
     Raises:
       InputError: a flag that cannot be used.
     """
-    parser = argparse.ArgumentParser("python -m cifar_jax report", allow_abbrev=False)
-    parser.error = _refuse
-    parser.add_argument("--table", metavar="FILE", type=Path, required=True, help="a table.json")
-    parser.add_argument("--workdir", metavar="DIR", type=Path, help="where its runs lie; beside it unless given")
-    parser.add_argument("--out", metavar="FILE", type=Path, help="DIR/report.html unless given")
+    parser = Parser("report", __doc__)
+    parser.add_argument("--table", metavar="FILE", type=path, required=True, help="a table.json")
+    parser.add_argument("--workdir", metavar="DIR", type=path, help="where its runs lie; beside it unless given")
+    parser.add_argument("--out", metavar="FILE", type=path, help="DIR/report.html unless given")
     parser.add_argument("--pictures", action="store_true", help="show test images; for your own disk only")
     flags = parser.parse_args(argv)
     workdir = flags.workdir or flags.table.parent
@@ -42,18 +37,14 @@ def main(argv: list[str]) -> None:
     write_report(table, workdir, out, pictures=flags.pictures)
 
 
-def _read(path: Path) -> dict:
+def _read(file: Path) -> dict:
     try:
-        table = json.loads(path.read_text())
+        table = json.loads(file.read_text())
         for key in ("cells", "runs", "origins", "settings", "command", "commit", "date"):
             table[key]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"--table must be a table.json written by python -m cifar_jax table, got {str(path)!r} "
+            f"--table must be a table.json written by python -m cifar_jax table, got {str(file)!r} "
             f"({type(error).__name__}: {error})."
         ) from error
     return table
-
-
-if __name__ == "__main__":
-    sys.exit(exit_code(main, sys.argv[1:]))

@@ -23,12 +23,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from cifar_jax.commands import exit_code
+from cifar_jax.command_line import Parser, add_job, integer, path
 from cifar_jax.devices.cluster import find_place
 from cifar_jax.devices.distributed import Job, joined
 from cifar_jax.devices.interrupt import Interrupted, interruptible
 from cifar_jax.errors import InputError
 from cifar_jax.files import write_whole
+from cifar_jax.runs.config_flags import split_overrides
 from cifar_jax.runs.provenance import command, commit
 from cifar_jax.studies.table.document import dumps
 from cifar_jax.studies.table.launch import train_groups
@@ -47,39 +48,30 @@ _KEYS = {
 _CRASHES = 2
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        """argparse's message as the project's kind of error, without the usage."""
-        raise InputError(f"The table's flags are those that --help lists: {message}.")
-
-
-def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The flags, and the `--config.KEY=VALUE` among them."""
-    parser = _Parser(prog="python -m cifar_jax table", description=__doc__.splitlines()[0], allow_abbrev=False)
+def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
+    """The flags, and the keys that `--config.KEY=VALUE` or a flag of its own changes."""
+    parser = Parser("table", __doc__)
     parser.add_argument(
-        "--configs", default=["configs/cnn*_*.py"], nargs="+", help="config files: patterns, or lists with commas"
+        "--configs", default=["cnn*_*"], nargs="+",
+        help="config files or names of those that come with the package: patterns, or lists with commas (cnn*_*)",
+    )  # fmt: skip
+    parser.add_argument("--seeds", default=5, type=integer(1), metavar="N", help="the seeds 0 to N-1 (5)")
+    parser.add_argument("--workdir", default="runs/table", type=path, metavar="DIR", help="for all runs (runs/table)")
+    parser.add_argument(
+        "--holdout", type=integer(0), metavar="M", help="training images that companions hold out (5000); 0 for none"
     )
-    parser.add_argument("--seeds", default="5", metavar="N", help="each config under the seeds 0 to N-1 (5)")
-    parser.add_argument("--workdir", default="runs/table", type=Path, metavar="DIR", help="for all runs (runs/table)")
-    parser.add_argument("--holdout", metavar="M", help="training images that companions hold out (5000); 0 for none")
-    parser.add_argument("--parallel", default="1", metavar="N", help="configs to train side by side (1)")
-    for flag in ("coordinator", "processes", "process_id"):
-        parser.add_argument(f"--{flag}", metavar="VALUE", help="of a job of many processes, as of main.py")
+    parser.add_argument("--parallel", default=1, type=integer(1), metavar="N", help="configs side by side (1)")
+    add_job(parser)
     for flag, key in _KEYS.items():
         parser.add_argument(f"--{flag}", metavar="VALUE", help=f"the same as --config.{key}=VALUE")
-    arguments, rest = parser.parse_known_args(argv)
-    for argument in rest:
-        if not argument.startswith("--config."):
-            parser.error(f"unrecognized arguments: {argument}")
+    words, overrides = split_overrides(argv)
+    arguments = parser.parse_args(words)
     arguments.configs = ",".join(arguments.configs)  # of a pattern that the shell has expanded
-    arguments.seeds = _integer("--seeds", arguments.seeds, 1)
-    arguments.parallel = _integer("--parallel", arguments.parallel, 1)
-    if arguments.holdout is not None:
-        arguments.holdout = _integer("--holdout", arguments.holdout, 0)
-    return arguments, rest
+    named = [(key, getattr(arguments, flag)) for flag, key in _KEYS.items()]
+    return arguments, [(key, text) for key, text in named if text is not None] + overrides
 
 
-def _settings(arguments: argparse.Namespace, overrides: Sequence[str], groups: Sequence[Group]) -> dict:
+def _settings(arguments: argparse.Namespace, overrides: Sequence[tuple[str, str]], groups: Sequence[Group]) -> dict:
     """What `table.json` says of the flags; they have been found right by now."""
     return {
         "configs": [str(path) for path in find_configs(arguments.configs)],
@@ -89,14 +81,8 @@ def _settings(arguments: argparse.Namespace, overrides: Sequence[str], groups: S
         "limit_train": int(arguments.limit_train or 0),
         "limit_test": int(arguments.limit_test or 0),
         "dtype": arguments.dtype,
-        "overrides": list(overrides),
+        "overrides": [f"--config.{key}={text}" for key, text in overrides if key not in _KEYS.values()],
     }
-
-
-def _integer(flag: str, text: str, low: int) -> int:
-    if text.isdecimal() and int(text) >= low:
-        return int(text)
-    raise InputError(f"{flag} must be an integer of at least {low}, got {text!r}.")
 
 
 @contextlib.contextmanager
@@ -152,13 +138,10 @@ def main(argv: list[str]) -> int:
       Interrupted: as the signal asked.
     """
     arguments, overrides = _parse(argv)
-    workdir, flags = arguments.workdir, vars(arguments)
+    workdir = arguments.workdir
     place = find_place(arguments.coordinator, arguments.processes, arguments.process_id)
     first = place is None or place.process_id == 0
-    named = [f"--config.{key}={flags[flag]}" for flag, key in _KEYS.items() if flags[flag] is not None]
-    groups = plan(
-        find_configs(arguments.configs), [*named, *overrides], seeds=arguments.seeds, holdout=arguments.holdout
-    )
+    groups = plan(find_configs(arguments.configs), overrides, seeds=arguments.seeds, holdout=arguments.holdout)
     origin = {"command": command(), "commit": commit()}
     settings = _settings(arguments, overrides, groups)
 
@@ -207,7 +190,3 @@ def main(argv: list[str]) -> int:
             file=sys.stderr,
         )
     return 1 if failed else 0
-
-
-if __name__ == "__main__":
-    sys.exit(exit_code(main, sys.argv[1:]))
