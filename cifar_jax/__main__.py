@@ -33,6 +33,9 @@ COMMANDS = {
     "benchmark curves": _Command("studies.benchmark.curves:main", "how the cost grows with the work"),
     "benchmark suite": _Command("studies.benchmark.suite:main", "several settings within a budget of time"),
     "scaling": _Command("studies.benchmark.scaling:main", "what training on several devices costs"),
+    "compile-check": _Command(
+        "studies.compile_check.command:main", "what XLA makes of the programs for GPUs and TPUs that are not here"
+    ),
     "fill": _Command("fill:main", "write the figures in results/ into a document"),
 }
 # Names that commands had before.

@@ -139,6 +139,24 @@ def test_an_outlier_where_the_shift_is_taken(rng):
     np.testing.assert_allclose(var, exact.var((0, 1, 2)), rtol=1e-3)
 
 
+@pytest.mark.parametrize(("offset", "bound"), [(10, 1e-4), (100, 1e-4), (1000, 1e-3)])
+def test_moments_of_parts_are_those_of_the_whole(rng, offset, bound):
+    """Put together along a mapped axis as along a mesh of four devices, of which the last has one row and 5 to fill up.
+
+    Relative to the variance; adding squares of the parts' means loses a quarter of it at 1000 deviations.
+    """
+    x, mask = rng.normal(offset, 1, (4, 6, 4, 4, 2)).astype(np.float32), np.ones((4, 6), bool)
+    mask[3, 1:] = False
+    parts = jax.vmap(lambda x, mask: batch_moments(x, mask, "data"), axis_name="data")(
+        jnp.asarray(x), jnp.asarray(mask)
+    )
+    exact = x[mask].astype(np.float64)
+    for mean, var, count in zip(*parts, strict=True):
+        np.testing.assert_allclose(mean, exact.mean((0, 1, 2)), rtol=1e-6)
+        np.testing.assert_allclose(var, exact.var((0, 1, 2)), rtol=bound)
+        assert count == 19 * 16
+
+
 @pytest.mark.parametrize("rule", [torch_rule(), lecture_rule()])
 def test_masked_rows_change_nothing(rng, rule):
     x = jnp.asarray(rng.normal(2, 3, (5, 4, 4, 3)), jnp.float32)

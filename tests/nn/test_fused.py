@@ -158,3 +158,11 @@ def test_no_gradient_is_lost_in_a_compiled_network(rng):
     variables = plain.init(jax.random.key(0), x, train=False)
     expected, found = (network_gradients(model, variables, x, labels).grads for model in (plain, fuse(plain)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max()), found, expected)
+
+
+@pytest.mark.parametrize(("platform", "barriers"), [("cpu", True), ("cuda", True), ("tpu", False)])
+def test_only_a_tpu_works_out_again_what_a_pool_kept(platform, barriers):
+    """By the platform that a program is for, not the one it is compiled on."""
+    jitted = jax.jit(jax.grad(lambda x: jnp.sum(norm_relu(x, None, None, None, 1e-5, True)[0])))
+    text = jitted.trace(jnp.ones((2, 8, 8, 3))).lower(lowering_platforms=(platform,)).as_text()
+    assert ("optimization_barrier" in text) == barriers
