@@ -32,7 +32,7 @@ COMMANDS = {
     "benchmark curves": _Command("studies.benchmark.curves:main", "how the cost grows with the work"),
     "benchmark suite": _Command("studies.benchmark.suite:main", "several settings within a budget of time"),
     "scaling": _Command("studies.benchmark.scaling:main", "what training on several devices costs"),
-    "fill": _Command("fill:main", "write the figures in results/ into README.md"),
+    "fill": _Command("fill:main", "write the figures in results/ into a document"),
 }
 # Names that commands had before.
 _ALIASES = {"parity": "ledger", "parity lockstep": "lockstep", "parity convert": "convert", "parity ledger": "ledger"}

@@ -269,12 +269,12 @@ def test_the_command_line_says_it_in_one_sentence(torch):
     assert re.fullmatch(r"Error: --only must name rows out of [^\n]*, got XY7\.\n", done.stderr)
 
 
-def test_the_readme_has_the_table_of_this_ledger(ledger):
+def test_the_document_has_the_table_of_this_ledger(ledger):
     run = ledger("run")
-    path = ROOT / "README.md"
+    path = ROOT / "docs" / "from-pytorch.md"
     document = path.read_text()
     expected = fill(document, "ledger", run.markdown(list(run_all().values())))
-    assert document == expected, "renew it: python -m cifar_jax ledger --markdown README.md"
+    assert document == expected, "renew it: python -m cifar_jax ledger --markdown=docs/from-pytorch.md"
 
 
 def test_the_recorded_ledger_has_all_rows_and_all_pass(ledger):

@@ -13,6 +13,7 @@ import pytest
 from conftest import ROOT, run_command
 
 from cifar_jax.errors import InputError
+from cifar_jax.fill import filled
 from cifar_jax.nn.models import NETWORKS
 from cifar_jax.studies.benchmark import agreement, curves, floors, runner, settings, speed_table, suite, summary, worker
 from cifar_jax.studies.benchmark.compare import Setting
@@ -356,7 +357,7 @@ def test_curves_of_a_narrow_network(tmp_path):
     assert files["png"].read_bytes().startswith(b"\x89PNG")
 
 
-# The README's tables
+# The tables of docs/benchmark.md
 
 RECORDS = [path for name in speed_table.FILES if (path := ROOT / "results" / name).exists()]
 
@@ -378,16 +379,16 @@ def test_a_record_is_not_stale(path):
 
 
 def test_the_tables_of_speed_are_not_stale():
-    """`python -m cifar_jax fill README.md` writes them."""
-    readme = (ROOT / "README.md").read_text()
-    assert speed_table.with_speed(readme, speed_table.speed_tables(ROOT / "results")) == readme
+    """`python -m cifar_jax fill docs/benchmark.md` writes them."""
+    text = (ROOT / "docs" / "benchmark.md").read_text()
+    assert filled(text, ROOT / "results", "../results") == text
 
 
-def test_a_table_says_what_the_record_says():
+def test_a_table_says_what_the_record_says(tmp_path):
     record = as_file(record_of({"J1": [process()], "P1": [process()]}))
     text = speed_table._tables(record, "results/x.json")
     assert "On 2 CPU cores (a processor) with jax 1, flax 2, torch 3 ([all figures](results/x.json)):" in text
     assert re.search(r"\| CNN6, 32x32, batch 200, float32 \| P1: .* \| 30 \(30 to 30\) \| 20 \| .* \| 1\.00 \|", text)
-    assert speed_table.with_speed("a\n<!-- speed: x -->\nold\n<!-- end of speed -->\n", text).count("\n| CNN6") == 2
-    with pytest.raises(ValueError, match="must have the markers"):
-        speed_table.with_speed("no markers", text)
+    assert speed_table.speed_tables(tmp_path, "results") == "Not measured yet."
+    (tmp_path / "benchmark_cpu.json").write_text(json.dumps(record))
+    assert "([all figures](../x/benchmark_cpu.json))" in speed_table.speed_tables(tmp_path, "../x")

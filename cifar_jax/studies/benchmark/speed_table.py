@@ -1,14 +1,12 @@
-"""The README's tables of speed, made from the benchmark's records in `results/`.
+"""The tables of speed in docs/benchmark.md, made from the benchmark's records in `results/`.
 
-python -m cifar_jax fill README.md
+python -m cifar_jax fill docs/benchmark.md
 """
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-from cifar_jax.marked import fill
 
 # What `python -m cifar_jax benchmark --json` and `... suite --json` have written.
 FILES = ("benchmark_gpu.json", "benchmark_cpu.json")
@@ -23,12 +21,13 @@ ARMS = {
 }
 
 
-def speed_tables(folder: Path) -> str:
-    """Markdown: for each record in `folder`, its hardware and versions and a row for each arm of each setting."""
+def speed_tables(folder: Path, link: str) -> str:
+    """Markdown: for each record in `folder`, its hardware and versions and a row for each arm of each setting.
+
+    link: the folder as the document that takes the tables names it.
+    """
     parts = [
-        _tables(json.loads((folder / name).read_text()), f"{folder.name}/{name}")
-        for name in FILES
-        if (folder / name).exists()
+        _tables(json.loads((folder / name).read_text()), f"{link}/{name}") for name in FILES if (folder / name).exists()
     ]
     return "\n\n".join(parts) or "Not measured yet."
 
@@ -94,12 +93,3 @@ def _rate(spread: Mapping[str, float] | None) -> str:
 
 def _seconds(of: Mapping[str, float | None]) -> str:
     return " / ".join("-" if value is None else f"{value:.1f}" for value in (of["cold"], of["warm"]))
-
-
-def with_speed(text: str, tables: str) -> str:
-    """`text` with `tables` between its two markers.
-
-    Raises:
-      ValueError: the markers are not there.
-    """
-    return fill(text, "speed", tables)

@@ -1,13 +1,12 @@
-"""The table in Markdown, for `table.md` and for the README.
+"""The table in Markdown: whole for `table.md` and docs/table.md, and short for the README.
 
-python -m cifar_jax fill README.md    # from results/table.json beside it
+python -m cifar_jax fill docs/table.md    # from results/table.json
 """
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from cifar_jax.marked import fill
 from cifar_jax.runs.progress import duration
 from cifar_jax.studies.table.cells import SPREAD, best
 from cifar_jax.studies.table.document import document
@@ -17,6 +16,7 @@ _HEADS = (
     "network", "recipe", "lecture", "maximum", "difference", f"within {SPREAD} sd", "final epoch", "chosen on held-out",
     "epoch of maximum", "epochs", "runs", "time of a run",
 )  # fmt: skip
+_SHORT_HEADS = ("network", "recipe", "lecture", "maximum", "final epoch", "epochs", "runs")
 _RULES = ("torch", "flax", "lecture")
 
 
@@ -26,7 +26,7 @@ def markdown(table: dict) -> str:
     Args:
       table: as `cifar_jax.studies.table.document` has it; `None` in it becomes an empty cell.
     """
-    parts = [_main_table(table)]
+    parts = [_table(_HEADS, _main_rows(table["cells"]))]
     measured = [cell for cell in table["cells"].values() if cell["runs"]]
     if measured:
         parts.append(_explanation(table))
@@ -40,29 +40,32 @@ def markdown(table: dict) -> str:
     return "\n\n".join(parts)
 
 
-def with_results(text: str, results: str) -> str:
-    """`text` with `results` between its two markers.
-
-    Raises:
-      ValueError: the markers are not there.
-    """
-    return fill(text, "results", results)
-
-
-def recorded(folder: Path) -> str:
-    """The Markdown of `folder/table.json`; empty cells where there is none."""
-    path = folder / "table.json"
-    if path.exists():
-        return markdown(json.loads(path.read_text()))
-    return markdown(document([], [], origins=[], settings={}))
-
-
-def _main_table(table: dict) -> str:
+def short_markdown(table: dict) -> str:
+    """The lecture's table with the columns that a README needs, and where the figures come from."""
     cells = table["cells"]
+    rows = [[row[_HEADS.index(head)] for head in _SHORT_HEADS] for row in _main_rows(cells)]
+    parts = [_table(_SHORT_HEADS, rows)]
+    if any(cell["runs"] for cell in cells.values()):
+        parts.append(
+            "Test accuracy in percent: the mean over runs ± their standard deviation. *Maximum* is the highest of all "
+            "epochs, picked on the test set, as the lecture reports it (with its epoch in brackets)."
+        )
+    if table["origins"]:
+        parts.append(_origin(table))
+    return "\n\n".join(parts)
+
+
+def recorded(folder: Path) -> dict:
+    """`folder/table.json`; a table without runs where there is none."""
+    path = folder / "table.json"
+    return json.loads(path.read_text()) if path.exists() else document([], [], origins=[], settings={})
+
+
+def _main_rows(cells: dict[str, dict]) -> list[list[str]]:
     # A table of other configs alone is none of the lecture's.
     names = list(LECTURE) if not cells or set(cells) & set(LECTURE) else []
     names += [name for name in cells if name not in LECTURE]
-    return _table(_HEADS, [_main_row(name, cells.get(name)) for name in names])
+    return [_main_row(name, cells.get(name)) for name in names]
 
 
 def _main_row(name: str, cell: dict | None) -> list[str]:
