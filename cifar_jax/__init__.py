@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     )
     from cifar_jax.nn.layers import BatchNorm
     from cifar_jax.nn.models import create_model
+    from cifar_jax.parity.comparison.engine import compare
     from cifar_jax.runs.config import default_config
     from cifar_jax.runs.config_file import load_config
     from cifar_jax.runs.train import evaluate_run, train_and_evaluate
@@ -34,6 +35,7 @@ _MODULES = {
     ),
     "nn.layers": ("BatchNorm",),
     "nn.models": ("create_model",),
+    "parity.comparison": ("compare",),
     "data": ("load_dataset",),
     "runs.config": ("default_config",),
     "runs.config_file": ("load_config",),
@@ -48,6 +50,7 @@ __all__ = [  # noqa: RUF022 (in the order in which a reader meets them)
     "BatchNorm", "create_model",
     "default_config", "load_config", "load_dataset", "train_and_evaluate", "evaluate_run",
     "load_trained", "predict", "read_picture",
+    "compare",
 ]  # fmt: skip
 
 

@@ -23,6 +23,7 @@ COMMANDS = {
     "predict": _Command("use.predict:main", "show pictures to a trained network"),
     "export": _Command("use.export:main", "a trained network as one file that needs only jax"),
     "record": _Command("use.record:main", "a run's figures, with what is behind them, as one JSON file"),
+    "compare": _Command("parity.comparison.command:main", "any PyTorch model with any Flax model; names the cause"),
     "ledger": _Command("parity.ledger.command:main", "every difference between PyTorch and JAX, measured"),
     "lockstep": _Command("parity.lockstep.command:main", "the same run in PyTorch and here, step by step"),
     "convert": _Command("parity.convert:main", "weights and whole runs, from PyTorch to here and back"),
@@ -32,6 +33,9 @@ COMMANDS = {
     "benchmark curves": _Command("studies.benchmark.curves:main", "how the cost grows with the work"),
     "benchmark suite": _Command("studies.benchmark.suite:main", "several settings within a budget of time"),
     "scaling": _Command("studies.benchmark.scaling:main", "what training on several devices costs"),
+    "compile-check": _Command(
+        "studies.compile_check.command:main", "what XLA makes of the programs for GPUs and TPUs that are not here"
+    ),
     "fill": _Command("fill:main", "write the figures in results/ into a document"),
 }
 # Names that commands had before.

@@ -1,6 +1,12 @@
 """Strictness for all tests: shapes are checked at run time, and ranks are never promoted."""
 
+import http.server
+import json
+import logging
 import os
+import sys
+import threading
+import time
 from pathlib import Path
 
 # Tests run side by side and compare exact numbers, all of them on the CPU.
@@ -48,6 +54,105 @@ def x64():
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def dataset(rng, monkeypatch):
+    """Ten shades of grey; 70 and 25 images, so that the last batches of 16 and 10 are ragged."""
+    from small_runs import split
+
+    from cifar_jax.data.dataset import Dataset
+    from cifar_jax.runs import build
+
+    names = tuple(f"shade {i}" for i in range(10))
+    dataset = Dataset("shapes", split(rng, 70), split(rng, 25), names, (), ())
+    monkeypatch.setattr(build, "load_dataset", lambda name, data_dir: dataset)
+    return dataset
+
+
+@pytest.fixture
+def config():
+    from cifar_jax.runs.config import default_config
+
+    config = default_config()
+    config.data.name = "shapes"
+    config.data.batch_size = 16
+    config.data.eval_batch_size = 10
+    config.model.stages = ((4, 4), (4, 4), (8, 8))
+    config.train.epochs = 3
+    return config
+
+
+@pytest.fixture
+def compilations(caplog):
+    """The names of the training and evaluation steps, or epochs, that are compiled from here on."""
+    jax.clear_caches()  # or an earlier test's compilations would serve this one
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        yield lambda: [
+            record.getMessage().split()[1]
+            for record in caplog.records
+            if record.getMessage().startswith(("Compiling jit(update", "Compiling jit(score"))
+        ]
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """A cache folder of this test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "cifar_jax"
+
+
+@pytest.fixture
+def server(tmp_path):
+    """Serves tmp_path/www on loopback with byte ranges; `server.cut` and `server.stall` make it misbehave."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            body = (tmp_path / "www" / self.path.strip("/")).read_bytes()
+            offset = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").removesuffix("-"))
+            server.offsets.append(offset)
+            self.send_response(416 if offset >= len(body) else 206 if offset else 200)
+            self.send_header("Content-Length", str(len(body) - offset))
+            self.end_headers()
+            if server.stall:
+                time.sleep(server.stall)
+            self.wfile.write(body[offset : server.cut] if server.cut else body[offset:])
+
+        def log_message(self, *args):
+            pass
+
+    (tmp_path / "www").mkdir()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    server.cut, server.stall, server.offsets = None, 0, []
+    server.url = f"http://127.0.0.1:{server.server_port}"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def acts(monkeypatch):
+    """What each config's worker does under which seed."""
+    from table_workers import WORKER
+
+    from cifar_jax.studies.table import launch
+
+    acts = {}
+
+    def command(group, seeds, folder):
+        return [
+            sys.executable,
+            "-c",
+            WORKER,
+            str(folder),
+            json.dumps(list(seeds)),
+            json.dumps(acts.get(group.name, {})),
+        ]
+
+    monkeypatch.setattr(launch, "worker_command", command)
+    return acts
 
 
 @pytest.fixture(scope="session")

@@ -118,35 +118,32 @@ def constrain(tree: Any, sharding: NamedSharding | None) -> Any:
     return tree if sharding is None else jax.lax.with_sharding_constraint(tree, sharding)
 
 
-def per_replica(gradients: Callable[..., tuple], parallel: DataParallel) -> Callable[..., tuple]:
-    """`gradients(params, batch_stats, x, labels, mask)` on each device's rows alone, put together as by PyTorch's DDP.
+def over_devices(gradients: Callable[..., tuple], parallel: DataParallel) -> Callable[..., tuple]:
+    """`gradients(params, batch_stats, x, labels, mask)` by each device on its own rows, put together for all.
 
-    `gradients` gives the gradients of a mean loss, running statistics, logits and sums with a `count`, and so does what
-    is made of it.
-    Gradients and metrics are those of all images. In DDP that is the mean over replicas of each one's mean, which
-    is the same where all have as many images. In a masked batch they have not: then each image weighs the same, and a
-    device without images nothing. Running statistics are the first replica's, which DDP copies to all before each
-    forward pass; of a ragged batch, that replica has the most images.
+    `gradients` gives the gradients of the summed loss divided by `count`, which it takes by keyword; running
+    statistics; logits; and sums with a `count`. So does what is made of it, for the mean loss over the images of all
+    devices: each image weighs the same, and a device whose rows only fill up the batch adds nothing.
 
-    Source: torch.nn.parallel.DistributedDataParallel with `broadcast_buffers=True`, its default.
+    With `sync="global"`, `gradients` itself takes BatchNorm's statistics over all devices, along the axis `AXIS`.
+
+    With `sync="per_replica"`, running statistics are the first replica's, which DDP copies to all before each forward
+    pass; of a ragged batch, that replica has the most images. DDP's gradients are the mean over replicas of each one's
+    mean, which is the same where all have as many images.
+
+    Source: torch.nn.SyncBatchNorm; torch.nn.parallel.DistributedDataParallel (`broadcast_buffers=True`, its default).
     """
 
     def local(params, batch_stats, x, labels, mask):
-        count = jnp.asarray(len(labels) if mask is None else jnp.sum(mask))
-        if mask is not None:
-            # Without images there would be no mean to normalise by: the filling stands in, and weighs nothing.
-            mask = mask | (count == 0)
-        grads, batch_stats, logits, metrics = gradients(params, batch_stats, x, labels, mask)
-        first = jax.lax.axis_index(AXIS) == 0
-        grads, batch_stats, metrics = jax.lax.psum(
-            (
-                jax.tree.map(lambda grad: grad * count.astype(grad.dtype), grads),
-                jax.tree.map(lambda value: jnp.where(first, value, jnp.zeros_like(value)), batch_stats),
-                jax.tree.map(lambda value: jnp.where(count == 0, jnp.zeros_like(value), value), metrics),
-            ),
-            AXIS,
-        )
-        grads = jax.tree.map(lambda grad: grad / metrics.count.astype(grad.dtype), grads)
+        rows = len(labels)
+        grads, batch_stats, logits, metrics = gradients(params, batch_stats, x, labels, mask, count=rows)
+        if parallel.sync == "per_replica":
+            first = jax.lax.axis_index(AXIS) == 0
+            own = jax.tree.map(lambda value: jnp.where(first, value, jnp.zeros_like(value)), batch_stats)
+            grads, metrics, batch_stats = jax.lax.psum((grads, metrics, own), AXIS)
+        else:
+            grads, metrics = jax.lax.psum((grads, metrics), AXIS)
+        grads = jax.tree.map(lambda grad: grad * (rows / metrics.count.astype(grad.dtype)), grads)
         return grads, batch_stats, logits, metrics
 
     return jax.shard_map(

@@ -3,14 +3,12 @@
 from collections.abc import Sequence
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from cifar_jax.nn.batch_norm import BatchNormRule, stats_dtype
-from cifar_jax.nn.convolution import Conv
-from cifar_jax.nn.layers import BatchNormRelu, torch_bias_init, torch_kernel_init
+from cifar_jax.nn.batch_norm import BatchNormRule, stats_dtype, torch_rule
+from cifar_jax.nn.layers import BatchNorm, Initializer, max_pool, torch_bias_init, torch_kernel_init
 
 Stages = tuple[tuple[int, ...], ...]
 
@@ -32,6 +30,7 @@ class CNN(nn.Module):
     num_classes: number of logits.
     norm_rule: how BatchNorm keeps its running averages.
     norm_compare: further rules by name, whose running averages are kept beside; see `layers.running_stats`.
+    norm_axis_name: `axis_name` of BatchNorm, for a batch that is spread over devices.
     epsilon: BatchNorm's.
     init: "torch" for PyTorch's default initial weights, "flax" for Flax's (lecun_normal, zero bias).
     dtype: type of the computation. Parameters are float32, or float64 for float64.
@@ -44,42 +43,54 @@ class CNN(nn.Module):
     init_name: str = "torch"
     dtype: DTypeLike = jnp.float32
     norm_compare: tuple[tuple[str, BatchNormRule], ...] = ()
+    norm_axis_name: str | None = None
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "batch height width 3"], *, train: bool, mask: Bool[Array, " batch"] | None = None
     ) -> Float[Array, "batch classes"]:
         """Logits, in float32 or float64. `mask` is False for rows that only fill up the batch."""
-        param_dtype = stats_dtype(self.dtype)
-        torch_init = self.init_name == "torch"
-        kernel_init = torch_kernel_init if torch_init else nn.initializers.lecun_normal()
         x = x.astype(self.dtype)
         number = 0
         for widths in self.stages:
             for place, width in enumerate(widths, 1):
                 number += 1
-                if train:
-                    # On a CPU, XLA would compute it once more inside the transposition for the weights' gradient, which
-                    # is three times as slow as a transposition alone.
-                    x = jax.lax.optimization_barrier(x)
-                x = Conv(width, kernel_init, self.dtype, param_dtype, name=f"conv{number}")(x)
-                x = BatchNormRelu(
-                    self.norm_rule, self.epsilon, compare=self.norm_compare, pool=place == len(widths),
-                    name=f"norm{number}",
-                )(x, train=train, mask=mask)  # fmt: skip
+                x = self.block(x, number, width, last=place == len(widths), train=train, mask=mask)
         x = jnp.mean(x, axis=(1, 2))
-        bias_init = torch_bias_init(x.shape[-1]) if torch_init else nn.initializers.zeros
+        bias_init = torch_bias_init(x.shape[-1]) if self.init_name == "torch" else nn.initializers.zeros
         logits = nn.Dense(
-            self.num_classes, dtype=self.dtype, param_dtype=param_dtype, kernel_init=kernel_init, bias_init=bias_init,
-            name="linear",
+            self.num_classes, dtype=self.dtype, param_dtype=stats_dtype(self.dtype), kernel_init=self.kernel_init,
+            bias_init=bias_init, name="linear",
         )(x)  # fmt: skip
-        return logits.astype(param_dtype)
+        return logits.astype(stats_dtype(self.dtype))
+
+    @property
+    def kernel_init(self) -> Initializer:
+        """What draws the weights, of convolutions and of the linear layer."""
+        return torch_kernel_init if self.init_name == "torch" else nn.initializers.lecun_normal()
+
+    def block(self, x, number: int, width: int, *, last: bool, train: bool, mask):
+        """Convolution, BatchNorm, ReLU and, after the last of a stage, the pool; `number` counts from 1."""
+        x = nn.Conv(
+            width, (3, 3), padding=1, use_bias=False, dtype=self.dtype, param_dtype=stats_dtype(self.dtype),
+            kernel_init=self.kernel_init, name=f"conv{number}",
+        )(x)  # fmt: skip
+        x = BatchNorm(
+            self.norm_rule, self.epsilon, compare=self.norm_compare, axis_name=self.norm_axis_name,
+            name=f"norm{number}",
+        )(x, train=train, mask=mask)  # fmt: skip
+        x = nn.relu(x)
+        return self.pool(x) if last else x
+
+    def pool(self, x):
+        """What closes a stage. `fused.FusedCNN` computes this and `block` faster."""
+        return max_pool(x)
 
 
 def create_model(
     name: str,
     *,
-    norm_rule: BatchNormRule,
+    norm_rule: BatchNormRule | None = None,
     num_classes: int = 100,
     stages: Stages = (),
     epsilon: float = 1e-5,
@@ -89,7 +100,7 @@ def create_model(
 ) -> CNN:
     """The network called `name`, "cnn6" or "cnn10".
 
-    `stages` replaces its widths, one for each of its convolutions; `()` keeps the lecture's.
+    `norm_rule` None takes PyTorch's. `stages` replaces the widths, one for each convolution; `()` keeps the lecture's.
 
     Raises:
       ValueError: an unknown name or initialisation, or stages of another number of convolutions.
@@ -101,7 +112,7 @@ def create_model(
     if not same_depth(stages or NETWORKS[name], name):
         raise ValueError(f"model.stages must be () or widths laid out like {name}'s {NETWORKS[name]}, got {stages}.")
     return CNN(
-        stages=stages or NETWORKS[name], num_classes=num_classes, norm_rule=norm_rule, epsilon=epsilon,
+        stages=stages or NETWORKS[name], num_classes=num_classes, norm_rule=norm_rule or torch_rule(), epsilon=epsilon,
         init_name=init_name, dtype=dtype, norm_compare=norm_compare,
     )  # fmt: skip
 

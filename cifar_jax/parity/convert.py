@@ -121,8 +121,10 @@ def run_to_file(source: Path, target: Path) -> int:
     if target.exists() or not target.absolute().parent.is_dir():
         raise InputError(f"OUT must be a new file in a folder that exists, got {str(target)!r}.")
     config = read_config(source)
-    experiment = build(config, prepare(config, source))
-    checkpoints = Checkpoints(source / "checkpoints")
+    experiment = build(config, prepare(config, source, read_only=True))
+    if not (source / "checkpoints").is_dir():
+        raise InputError(f"IN must hold a checkpoint, got {str(source)!r}.")
+    checkpoints = Checkpoints(source / "checkpoints", read_only=True)
     epoch = checkpoints.newest()
     if epoch is None:
         raise InputError(f"IN must hold a checkpoint, got {str(source)!r}.")

@@ -16,11 +16,12 @@ from cifar_jax.data.cache import cache_folder
 from cifar_jax.data.dataset import Dataset, Split, hold_out, take
 from cifar_jax.data.order import epoch_order, steps_per_epoch
 from cifar_jax.devices.distributed import Job
-from cifar_jax.devices.select import describe, fits, keep_compilations, select_devices
+from cifar_jax.devices.select import describe, fits, keep_compilations, onednn_convolves, select_devices
 from cifar_jax.devices.sharding import DataParallel, data_parallel, replicate, replicate_rows
 from cifar_jax.errors import InputError
 from cifar_jax.nn import optimizers, schedules
 from cifar_jax.nn.batch_norm import RULES
+from cifar_jax.nn.fused import fuse
 from cifar_jax.nn.models import CNN, create_model
 from cifar_jax.nn.transforms import Transform
 from cifar_jax.runs import torch_random
@@ -59,13 +60,20 @@ class Experiment(NamedTuple):
     parallel: DataParallel | None
 
 
-def prepare(config: ml_collections.ConfigDict, workdirs: Mapping[int, Path] | Path, job: Job | None = None) -> Dataset:
+def prepare(
+    config: ml_collections.ConfigDict,
+    workdirs: Mapping[int, Path] | Path,
+    job: Job | None = None,
+    *,
+    read_only: bool = False,
+) -> Dataset:
     """Refuses what cannot run, chooses the devices and loads the data. Nothing is compiled or written.
 
     Args:
       config: every key.
       workdirs: the folder of the run, or of each of several seeds.
       job: the processes that run this together; what one of them refuses, all do.
+      read_only: whether the folders are only read, and need not be writable.
 
     Raises:
       InputError: the first thing that is wrong.
@@ -75,11 +83,13 @@ def prepare(config: ml_collections.ConfigDict, workdirs: Mapping[int, Path] | Pa
     with together({**flatten(config), "data.dir": ""}):  # each process may have the images elsewhere
         validate(config)
         for seed, folder in folders.items():
-            check_workdir(folder, with_seed(config, seed))
+            check_workdir(folder, with_seed(config, seed), read_only=read_only)
     jax.config.update("jax_enable_x64", config.dtype == "float64")
     print(f"Devices: {describe(select_devices(config.platform))}", flush=True)
     with contextlib.suppress(OSError):  # no home folder: compile every time
         keep_compilations(cache_folder() / "xla")
+    if config.dtype == "bfloat16" and jax.default_backend() == "cpu" and not onednn_convolves():
+        print("bfloat16 is no faster than float32 here: it takes AVX512_BF16 or AMX, and jax 0.12 or newer", flush=True)
     with together():
         return _load(config)
 
@@ -104,18 +114,20 @@ def _load(config: ml_collections.ConfigDict) -> Dataset:
 
 
 def build_model(config: ml_collections.ConfigDict, num_classes: int) -> CNN:
-    """The network that a config names, wherever it is used: in training, prediction, export and comparison."""
+    """The network that a config names, in its fused form, wherever it is used: training, prediction, export."""
     model, norm = config.model, config.norm
     rule = RULES[norm.rule]
-    return create_model(
-        model.name,
-        norm_rule=rule() if norm.momentum is None else rule(norm.momentum),
-        norm_compare=tuple((name, RULES[name]()) for name in norm.compare),
-        num_classes=num_classes,
-        stages=tuple(tuple(widths) for widths in model.stages),
-        epsilon=norm.epsilon,
-        init_name=model.init,
-        dtype=jnp.dtype(config.dtype),
+    return fuse(
+        create_model(
+            model.name,
+            norm_rule=rule() if norm.momentum is None else rule(norm.momentum),
+            norm_compare=tuple((name, RULES[name]()) for name in norm.compare),
+            num_classes=num_classes,
+            stages=tuple(tuple(widths) for widths in model.stages),
+            epsilon=norm.epsilon,
+            init_name=model.init,
+            dtype=jnp.dtype(config.dtype),
+        )
     )
 
 

@@ -22,7 +22,11 @@ def _parse(command: str, argv: list[str]):
     parser = Parser(command, __doc__)
     add_config(parser, default="default")
     parser.add_argument("--workdir", metavar="DIR", help="folder of the run; runs/NAME-OF-CONFIG unless given")
-    parser.add_argument("--verbosity", type=int, default=-1, metavar="N", help="1 shows what the libraries log (-1)")
+    # Orbax warns of a checkpoint that is only read.
+    parser.add_argument(
+        "--verbosity", type=int, default=-1 if command == "train" else -2, metavar="N",
+        help="1 shows what the libraries log",
+    )  # fmt: skip
     add_job(parser)
     parser.epilog = keys_help()
     arguments = parse(parser, argv)

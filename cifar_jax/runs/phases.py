@@ -121,9 +121,8 @@ def _feed(experiment: Experiment, split: Split, batches: Iterable[steps.Batch]) 
         return
 
     def send(batch):
-        rows = np.arange(len(batch.indices), dtype=np.int32)
         own = Split(split.images[batch.indices], split.labels[batch.indices])
-        return place((own, batch._replace(indices=rows)), parallel and parallel.rows)
+        return place((own, batch._replace(indices=None)), parallel and parallel.rows)
 
     ahead = None
     for batch in batches:

@@ -11,7 +11,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Int32, UInt8
 
 from cifar_jax.data.order import cut, split_batches
-from cifar_jax.devices.sharding import DataParallel, constrain, per_replica
+from cifar_jax.devices.sharding import AXIS, DataParallel, constrain, over_devices
 from cifar_jax.nn.losses import Metrics, batch_metrics
 from cifar_jax.nn.transforms import Transform, transform_eval, transform_train
 from cifar_jax.runs.state import TrainState
@@ -20,12 +20,12 @@ from cifar_jax.runs.state import TrainState
 class Batch(NamedTuple):
     """Which images make up a batch; of a fixed length, so that one compilation serves them all.
 
-    indices: positions in the data set.
+    indices: positions in the data set; None where the images at hand are the batch's own, in its order.
     mask: False for rows that only fill up a last, ragged batch; None where every batch is full.
     flips: which images are mirrored in training, where that was drawn before; None draws it in the step.
     """
 
-    indices: Int32[Array, " batch"]
+    indices: Int32[Array, " batch"] | None
     mask: Bool[Array, " batch"] | None
     flips: Bool[Array, " batch"] | None = None
 
@@ -49,15 +49,22 @@ def train_input(
     dtype: DTypeLike,
 ) -> tuple[Float[Array, "batch size size 3"], Int[Array, " batch"]]:
     """The images and labels that `batch` names, transformed; the randomness is that of `state`'s step."""
+    images, labels = _select(images, labels, batch)
     x = transform_train(
-        jnp.take(images, batch.indices, axis=0, mode="clip"),
+        images,
         jax.random.fold_in(state.key, state.step),
         transform,
         mask=batch.mask,
         flips=batch.flips,
         dtype=jnp.promote_types(dtype, jnp.float32),
     )
-    return x, jnp.take(labels, batch.indices, mode="clip")
+    return x, labels
+
+
+def _select(images, labels, batch: Batch):
+    if batch.indices is None:
+        return images, labels
+    return jnp.take(images, batch.indices, axis=0, mode="clip"), jnp.take(labels, batch.indices, mode="clip")
 
 
 def loss_and_grads(
@@ -68,15 +75,19 @@ def loss_and_grads(
     mask: Bool[Array, " batch"] | None,
     *,
     model: nn.Module,
+    count: int | None = None,
 ) -> Gradients:
-    """Gradients of the mean loss over the images of a batch, and the statistics after it."""
+    """Gradients of the mean loss over the images of a batch, and the statistics after it.
+
+    `count` divides the summed loss in place of the number of images.
+    """
 
     def loss_fn(params):
         logits, updates = model.apply(
             {"params": params, "batch_stats": batch_stats}, x, train=True, mask=mask, mutable=["batch_stats"]
         )
         metrics = batch_metrics(logits, labels, mask)
-        return metrics.loss_sum / metrics.count, (updates["batch_stats"], logits, metrics)
+        return metrics.loss_sum / (metrics.count if count is None else count), (updates["batch_stats"], logits, metrics)
 
     grads, (batch_stats, logits, metrics) = jax.grad(loss_fn, has_aux=True)(params)
     return Gradients(grads, batch_stats, logits, metrics)
@@ -131,8 +142,10 @@ def update(
     batch = constrain(batch, parallel and parallel.rows)
     x, y = train_input(state, images, labels, batch, transform=transform, dtype=model.dtype)
     gradients = functools.partial(loss_and_grads, model=model)
-    if parallel is not None and parallel.sync == "per_replica":
-        gradients = per_replica(gradients, parallel)
+    if parallel is not None:
+        if parallel.sync == "global":
+            gradients = functools.partial(loss_and_grads, model=model.clone(norm_axis_name=AXIS))
+        gradients = over_devices(gradients, parallel)
     grads, batch_stats, _, metrics = gradients(state.params, state.batch_stats, x, y, batch.mask)
     state = apply_gradients(state, grads, batch_stats, tx=tx)
     return constrain((state, metrics), parallel and parallel.everywhere)
@@ -151,14 +164,10 @@ def score(
 ) -> Metrics:
     """Sums of loss and correct answers over the images that `batch` names, by the running statistics."""
     batch = constrain(batch, parallel and parallel.rows)
-    x = transform_eval(
-        jnp.take(images, batch.indices, axis=0, mode="clip"),
-        transform,
-        dtype=jnp.promote_types(model.dtype, jnp.float32),
-    )
-    y = jnp.take(labels, batch.indices, mode="clip")
+    images, labels = _select(images, labels, batch)
+    x = transform_eval(images, transform, dtype=jnp.promote_types(model.dtype, jnp.float32))
     logits = model.apply({"params": params, "batch_stats": batch_stats}, x, train=False)
-    return constrain(batch_metrics(logits, y, batch.mask), parallel and parallel.everywhere)
+    return constrain(batch_metrics(logits, labels, batch.mask), parallel and parallel.everywhere)
 
 
 def update_all(

@@ -1,5 +1,6 @@
 """A run: epochs of training and evaluation with their logs and checkpoints, and evaluation of what a run saved."""
 
+import contextlib
 import functools
 import math
 import statistics
@@ -19,6 +20,7 @@ from cifar_jax.runs import phases
 from cifar_jax.runs.build import Experiment, build, prepare, reseed
 from cifar_jax.runs.checkpoint import Checkpoints, best_epoch
 from cifar_jax.runs.config import with_seed
+from cifar_jax.runs.lock import locked
 from cifar_jax.runs.progress import duration, epoch_bar, epoch_line
 from cifar_jax.runs.workdir import NoLog, RunLog, read_config
 
@@ -149,6 +151,15 @@ def _compile(name: str, experiment: Experiment, whole: bool | None) -> phases.Ph
 def _run(config, experiment, workdir, compile_once, check_stop, job) -> Result:
     """One seed's run, in its folder."""
     workdir.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        with contextlib.nullcontext() if job is None else job.agreement():
+            if jax.process_index() == 0:
+                stack.enter_context(locked(workdir))
+        return _run_alone(config, experiment, workdir, compile_once, check_stop, job)
+
+
+def _run_alone(config, experiment, workdir, compile_once, check_stop, job) -> Result:
+    """The same, while no other process may train there."""
     checkpoints = Checkpoints(workdir / "checkpoints")
     state, history, done = experiment.state, [], checkpoints.newest() or 0
     if checkpoints.newest() is not None:
@@ -261,9 +272,11 @@ def evaluate_run(
     if not workdir.is_dir():
         raise InputError(f"--workdir must be the folder of a run with --mode=evaluate, got {str(workdir)!r}.")
     read_config(workdir)
-    dataset = prepare(config, workdir, job)
+    dataset = prepare(config, workdir, job, read_only=True)
     experiment = build(config, dataset)
-    checkpoints = Checkpoints(workdir / "checkpoints")
+    if not (workdir / "checkpoints").is_dir():
+        raise InputError(f"--workdir must hold a checkpoint with --mode=evaluate, got {str(workdir)!r}.")
+    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
     saved = {"newest": checkpoints.newest(), "best": checkpoints.best()}
     if saved["best"] is None:  # none was measured
         del saved["best"]

@@ -12,11 +12,12 @@ from cifar_jax.errors import InputError
 from cifar_jax.files import write_whole
 from cifar_jax.runs.config import KEYS, first_difference, flatten, shown
 from cifar_jax.runs.curves import draw_curves
+from cifar_jax.runs.lock import LOCK
 from cifar_jax.runs.provenance import provenance
 
 
-def check_workdir(workdir: Path, config: ml_collections.ConfigDict) -> None:
-    """Makes sure that a run of `config` may start or go on in `workdir`, and writes nothing.
+def check_workdir(workdir: Path, config: ml_collections.ConfigDict, *, read_only: bool = False) -> None:
+    """Makes sure that a run of `config` may start or go on in `workdir`, or be read, and writes nothing.
 
     Raises:
       InputError: it is a file, it cannot be written to, it holds another config's run, or something that is no run.
@@ -24,15 +25,17 @@ def check_workdir(workdir: Path, config: ml_collections.ConfigDict) -> None:
     existing = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
     if not existing.is_dir():
         raise InputError(f"--workdir must be a folder, got {str(workdir)!r}, where {existing} is a file.")
-    try:
-        # Asking for permissions is not enough: root has them all, on a read-only file system too.
-        with tempfile.TemporaryFile(dir=existing):
-            pass
-    except OSError as error:
-        raise InputError(
-            f"--workdir must be a folder that can be written to, got {str(workdir)!r}: {error.strerror}."
-        ) from error
-    if existing != workdir or not any(workdir.iterdir()):
+    if not read_only:
+        try:
+            # Asking for permissions is not enough: root has them all, on a read-only file system too.
+            with tempfile.TemporaryFile(dir=existing):
+                pass
+        except OSError as error:
+            raise InputError(
+                f"--workdir must be a folder that can be written to, got {str(workdir)!r}: {error.strerror}."
+            ) from error
+    # A run that was killed in its first instants leaves the lock alone.
+    if existing != workdir or all(path.name == LOCK for path in workdir.iterdir()):
         return
     if difference := first_difference(config, flatten(read_config(workdir))):
         key, here, there = difference

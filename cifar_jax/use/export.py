@@ -69,7 +69,9 @@ def main(argv: list[str]) -> int:
     parser = Parser("export", __doc__)
     parser.add_argument("--workdir", type=path, required=True, metavar="RUN", help="the folder of a run")
     parser.add_argument("out", type=path, metavar="OUT", help="a new file")
-    parser.add_argument("images", nargs="*", type=path, metavar="IMAGE", help="pictures to check the export on")
+    parser.add_argument(
+        "images", nargs="*", default=[], type=path, metavar="IMAGE", help="pictures to check the export on"
+    )
     arguments = parser.parse_args(argv)
     logging.set_verbosity(logging.ERROR)  # Orbax warns of a checkpoint that is only read
     workdir, out = arguments.workdir, arguments.out

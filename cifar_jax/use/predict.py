@@ -50,7 +50,9 @@ def main(argv: list[str]) -> int:
       Interrupted: as the signal asked.
     """
     parser = Parser("predict", __doc__)
-    parser.add_argument("images", nargs="*", type=path, metavar="IMAGE", help="pictures and folders of pictures")
+    parser.add_argument(
+        "images", nargs="*", default=[], type=path, metavar="IMAGE", help="pictures and folders of pictures"
+    )
     parser.add_argument("--workdir", type=path, required=True, metavar="RUN", help="the folder of a run")
     parser.add_argument("--json", action="store_true", help="one object a line, with the probability of every class")
     arguments = parser.parse_args(argv)

@@ -1,14 +1,10 @@
 """CIFAR through TFDS: archives in the official binary layout, made here and served on loopback."""
 
 import hashlib
-import http.server
-import io
 import os
 import shutil
 import subprocess
 import sys
-import tarfile
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from archives import make_archive, needs_real_data, served
 from conftest import REAL_DATA, ROOT
 
 from cifar_jax import data
@@ -24,68 +21,7 @@ from cifar_jax.data.dataset import Dataset, Split, check_dataset, take
 from cifar_jax.data.download import DownloadError, download
 from cifar_jax.errors import InputError
 
-needs_real_data = pytest.mark.skipif(not REAL_DATA.is_dir(), reason=f"the real CIFAR-100 is not at {REAL_DATA}")
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "cifar_jax"
-
-
-def make_archive(path, name, rng, per_file=40):
-    """An archive as the data set's authors lay it out. Returns images and labels by split."""
-    source, splits = cifar.SOURCES[name], {}
-    with tarfile.open(path, "w:gz") as tar:
-        for split, files in (("train", source.train_files), ("test", source.test_files)):
-            n = per_file * len(files)
-            images = rng.integers(0, 256, (n, 32, 32, 3), np.uint8)
-            fine = rng.integers(0, len(source.class_names), n, np.uint8)
-            labels = np.stack([fine % 20, fine], 1) if source.superclass_names else fine[:, None]
-            records = np.concatenate([labels, images.transpose(0, 3, 1, 2).reshape(n, -1)], 1)
-            for file, part in zip(files, np.split(records, len(files)), strict=True):
-                info = tarfile.TarInfo(f"{source.folder}/{file}")
-                info.size = part.nbytes
-                tar.addfile(info, io.BytesIO(part.tobytes()))
-            splits[split] = (images, fine)
-    return splits
-
-
-@pytest.fixture
-def server(tmp_path):
-    """Serves tmp_path/www on loopback with byte ranges; `server.cut` and `server.stall` make it misbehave."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            body = (tmp_path / "www" / self.path.strip("/")).read_bytes()
-            offset = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").removesuffix("-"))
-            server.offsets.append(offset)
-            self.send_response(416 if offset >= len(body) else 206 if offset else 200)
-            self.send_header("Content-Length", str(len(body) - offset))
-            self.end_headers()
-            if server.stall:
-                time.sleep(server.stall)
-            self.wfile.write(body[offset : server.cut] if server.cut else body[offset:])
-
-        def log_message(self, *args):
-            pass
-
-    (tmp_path / "www").mkdir()
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    server.cut, server.stall, server.offsets = None, 0, []
-    server.url = f"http://127.0.0.1:{server.server_port}"
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
-def served(server, tmp_path, name, rng):
-    path = tmp_path / "www" / f"{name}.tar.gz"
-    splits = make_archive(path, name, rng)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return cifar.SOURCES[name]._replace(url=f"{server.url}/{path.name}", sha256=digest), splits
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture

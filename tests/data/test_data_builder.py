@@ -11,9 +11,9 @@ from io import BytesIO
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from archives import make_archive, needs_real_data
 from conftest import REAL_DATA, ROOT
 from PIL import Image
-from test_data import make_archive, needs_real_data, own_cache, server  # noqa: F401  (fixtures)
 
 from cifar_jax.data import cache, cifar, fetch, load_dataset
 from cifar_jax.data.download import DownloadError, download
@@ -188,7 +188,7 @@ def test_no_damage_to_the_cache_goes_unseen(prepared):
     assert seen > 200
 
 
-def test_a_full_disk_leaves_no_half_cache(prepared, own_cache, monkeypatch, capsys):  # noqa: F811
+def test_a_full_disk_leaves_no_half_cache(prepared, own_cache, monkeypatch, capsys):
     def full(handle):
         raise OSError(28, "No space left on device")
 
@@ -198,7 +198,7 @@ def test_a_full_disk_leaves_no_half_cache(prepared, own_cache, monkeypatch, caps
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_what_killed_writers_left_is_removed(prepared, own_cache):  # noqa: F811
+def test_what_killed_writers_left_is_removed(prepared, own_cache):
     own_cache.mkdir(parents=True)
     for name in ("old.partial", "new.partial"):
         (own_cache / name).touch()
@@ -208,14 +208,14 @@ def test_what_killed_writers_left_is_removed(prepared, own_cache):  # noqa: F811
     assert not (own_cache / "old.partial").exists()
 
 
-def test_a_download_folder_that_cannot_be_written_is_an_input_error(own_cache):  # noqa: F811
+def test_a_download_folder_that_cannot_be_written_is_an_input_error(own_cache):
     own_cache.parent.mkdir()
     own_cache.write_text("a file where the folder should be")
     with pytest.raises(InputError, match=r"^data.dir must name a folder .*File exists.*--config.data.name=shapes\.$"):
         fetch(SOURCE)
 
 
-def test_a_damaged_part_starts_again(server, tmp_path):  # noqa: F811
+def test_a_damaged_part_starts_again(server, tmp_path):
     (tmp_path / "www" / "x").write_bytes(b"12345678")
     (tmp_path / "x.part").write_bytes(b"zzzz")
     download(
@@ -232,7 +232,7 @@ def test_a_refused_connection_ends_at_once(tmp_path):
     assert time.perf_counter() - start < 5
 
 
-def test_only_one_process_prepares(tmp_path, own_cache):  # noqa: F811
+def test_only_one_process_prepares(tmp_path, own_cache):
     """The second waits until the first is done, and then finds its folder."""
     code = "from cifar_jax.data.cache import only_process\nwith only_process('cifar10'): print('got it', flush=True)"
     with cache.only_process("cifar10"):

@@ -5,7 +5,6 @@ python many_devices.py OUT.npz; JAX_NUM_CPU_DEVICES and JAX_ENABLE_X64 must be s
 
 import sys
 
-import jax
 import numpy as np
 
 from cifar_jax.data.dataset import Dataset, Split
@@ -103,10 +102,9 @@ def run_ddp():
 def lower(devices, options):
     """The compiled text of a training step."""
     x = build(devices, options)
-    batch = phases.epoch_batches(x, x.draw_epoch(0))[0]
-    batch = batch if x.parallel is None else jax.device_put(batch, x.parallel.rows)
+    split, batch = next(phases._feed(x, x.train, phases.epoch_batches(x, x.draw_epoch(0))[:1]))
     parts = {"model": x.model, "tx": x.tx, "transform": x.transform, "parallel": x.parallel}
-    return steps.train_step.lower(x.state, *x.train, batch, **parts).compile().as_text()
+    return steps.train_step.lower(x.state, *split, batch, **parts).compile().as_text()
 
 
 def main(path):
@@ -116,6 +114,7 @@ def main(path):
     out["hlo/none"] = lower(1, RAGGED)
     out["hlo/global"] = lower(8, EVEN)
     out["hlo/masked"] = lower(2, RAGGED)
+    out["hlo/host"] = lower(4, RUNS["ragged4"][2])
     out["hlo/per_replica"] = lower(2, DDP)
     np.savez(path, **out)
 

@@ -1,17 +1,12 @@
 """Many processes as one run: agreements without processes, then real ones on the loopback device that are killed."""
 
-import contextlib
 import json
-import os
 import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
 
 import pytest
-from conftest import ROOT
+from processes import finish, free_port, start
 
 from cifar_jax.devices.cluster import Place, find_place
 from cifar_jax.devices.distributed import LOST, Job
@@ -283,28 +278,6 @@ with joined(Place(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])), Interrupt(),
 """
 
 
-def free_port(ports=(0,)):
-    for port in ports:
-        with contextlib.closing(socket.socket()) as s, contextlib.suppress(OSError):
-            s.bind(("127.0.0.1", port))
-            return s.getsockname()[1]
-    raise OSError("no free port")
-
-
-def start(*arguments, **variables):
-    """A process that compiles without optimisation, which takes half the time."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
-        **variables,
-    }
-    return subprocess.Popen(
-        [sys.executable, *map(str, arguments)],
-        cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-
 def start_job(places, *arguments):
     """A process for each of the environments that tell it its place."""
     return [start(*SMALL, *arguments, **variables) for variables in places]
@@ -322,11 +295,6 @@ def jobset(pods):
     """What the manifest and Kubernetes set."""
     everyone = {"JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}", "JAX_NUM_PROCESSES": str(pods)}
     return [{**everyone, "JOB_COMPLETION_INDEX": str(i)} for i in range(pods)]
-
-
-def finish(process, timeout=900):
-    out, err = process.communicate(timeout=timeout)
-    return process.returncode, out, err
 
 
 def rows(workdir):

@@ -1,3 +1,5 @@
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -137,6 +139,24 @@ def test_an_outlier_where_the_shift_is_taken(rng):
     np.testing.assert_allclose(var, exact.var((0, 1, 2)), rtol=1e-3)
 
 
+@pytest.mark.parametrize(("offset", "bound"), [(10, 1e-4), (100, 1e-4), (1000, 1e-3)])
+def test_moments_of_parts_are_those_of_the_whole(rng, offset, bound):
+    """Put together along a mapped axis as along a mesh of four devices, of which the last has one row and 5 to fill up.
+
+    Relative to the variance; adding squares of the parts' means loses a quarter of it at 1000 deviations.
+    """
+    x, mask = rng.normal(offset, 1, (4, 6, 4, 4, 2)).astype(np.float32), np.ones((4, 6), bool)
+    mask[3, 1:] = False
+    parts = jax.vmap(lambda x, mask: batch_moments(x, mask, "data"), axis_name="data")(
+        jnp.asarray(x), jnp.asarray(mask)
+    )
+    exact = x[mask].astype(np.float64)
+    for mean, var, count in zip(*parts, strict=True):
+        np.testing.assert_allclose(mean, exact.mean((0, 1, 2)), rtol=1e-6)
+        np.testing.assert_allclose(var, exact.var((0, 1, 2)), rtol=bound)
+        assert count == 19 * 16
+
+
 @pytest.mark.parametrize("rule", [torch_rule(), lecture_rule()])
 def test_masked_rows_change_nothing(rng, rule):
     x = jnp.asarray(rng.normal(2, 3, (5, 4, 4, 3)), jnp.float32)
@@ -179,3 +199,137 @@ def test_one_value_per_channel_is_refused(torch, shape):
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         torch.nn.BatchNorm1d(3)(torch.ones(1, 3))
     batch_norm(jnp.ones(shape), None, None, init_stats(3), rule=torch_rule(), train=False)
+
+
+def torch_batch_norm(torch, x, stats, *, train=True, **options):
+    """The output in our layout, and the running statistics after it."""
+    mean, var = (torch.tensor(np.array(value)) for value in stats)
+    x = torch.tensor(np.array(x))
+    x = x.movedim(-1, 1) if x.ndim > 1 else x
+    y = torch.nn.functional.batch_norm(x, mean, var, training=train, momentum=0.1, **options)
+    return y.movedim(1, -1).numpy(), (mean.numpy(), var.numpy())
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 4, 3), (0, 3), (2, 0, 4, 3), (2, 4, 4, 0)])
+@pytest.mark.parametrize("train", [True, False])
+def test_an_empty_batch_comes_out_empty_and_teaches_nothing(torch, shape, train):
+    x, stats = np.zeros(shape, np.float32), BatchStats(jnp.full(shape[-1:], 3.0), jnp.full(shape[-1:], 2.0))
+    expected, learned = torch_batch_norm(torch, x, stats, train=train)
+    y, new = batch_norm(jnp.asarray(x), None, None, stats, rule=torch_rule(0.1), train=train)
+    assert y.shape == expected.shape
+    np.testing.assert_array_equal(new, learned)
+
+
+@pytest.mark.parametrize("filling", [1e4, np.nan, np.inf])
+def test_a_masked_first_row_is_no_shift(torch, filling):
+    """Not even where it is far off: 1e4 costs a variance of 0.25 all its digits. Nor does NaN come through."""
+    x, mask = np.array([[filling], [0.0], [1.0]], np.float32), np.array([False, True, True])
+    expected, learned = torch_batch_norm(torch, x[1:], init_stats(1))
+    y, new = batch_norm(
+        jnp.asarray(x), None, None, init_stats(1), rule=torch_rule(0.1), train=True, mask=jnp.asarray(mask)
+    )
+    np.testing.assert_allclose(y[1:], expected, rtol=1e-6)
+    np.testing.assert_allclose(new, learned, rtol=1e-6)
+    assert float(batch_moments(jnp.asarray(x), jnp.asarray(mask)).var[0]) == 0.25
+
+
+def test_a_masked_row_of_nan_leaves_every_gradient_finite(rng):
+    """Multiplied by a gradient of 0, it would be NaN all the same."""
+    x = np.concatenate([rng.normal(size=(3, 2, 2, 3)), np.full((2, 2, 2, 3), np.nan)])[::-1].astype(np.float32)
+    mask, weights = jnp.arange(5) >= 2, jnp.asarray(rng.normal(size=(3, 2, 2, 3)), jnp.float32)
+
+    def loss(x, scale, bias, mask):
+        y, _ = batch_norm(x, scale, bias, init_stats(3), rule=torch_rule(), train=True, mask=mask)
+        return jnp.sum(y[-3:] * weights)
+
+    affine = jnp.ones(3), jnp.zeros(3)
+    found = jax.grad(loss, (0, 1, 2))(jnp.asarray(x), *affine, mask)
+    expected = jax.grad(loss, (0, 1, 2))(jnp.asarray(x[2:]), *affine, None)
+    np.testing.assert_array_equal(found[0][:2], 0)
+    np.testing.assert_allclose(found[0][2:], expected[0], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(found[1:], expected[1:], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("filling", [5.0, np.nan])
+@pytest.mark.parametrize("rule", [torch_rule(), lecture_rule()])
+def test_a_batch_of_masked_rows_alone_teaches_nothing(rng, filling, rule):
+    """As an empty batch teaches torch nothing."""
+    x, stats = jnp.full((4, 2, 2, 3), filling), BatchStats(jnp.full(3, 3.0), jnp.full(3, 2.0))
+    y, new = batch_norm(x, None, None, stats, rule=rule, train=True, mask=jnp.zeros(4, bool))
+    np.testing.assert_array_equal(new, stats)
+    assert np.isfinite(y).all()
+
+
+def test_bfloat16_gradients_are_rounded_once(torch, rng):
+    """The error is that of rounding the exact gradient to bfloat16, as torch's is: 2^-9 of each value.
+
+    Rounding what comes through the mean, the variance and the output each before they are added leaves many times that,
+    where they cancel: here the incoming gradient is nearly the output itself.
+    """
+    x = jnp.asarray(rng.normal(3, 2, (64, 4, 4, 3)), jnp.bfloat16)
+    weights = np.asarray(x, np.float64) + 1e-3 * rng.normal(size=x.shape)
+    weights = jnp.asarray(weights, jnp.bfloat16)
+
+    def gradient(x):
+        def loss(x):
+            y, _ = batch_norm(x, None, None, init_stats(3), rule=torch_rule(), train=True)
+            return jnp.sum(y.astype(jnp.float32) * weights)
+
+        return np.asarray(jax.grad(loss)(x), np.float64)
+
+    its_x = torch.tensor(np.asarray(x, np.float32)).bfloat16().movedim(-1, 1).requires_grad_()
+    y = torch.nn.functional.batch_norm(its_x, None, None, training=True)
+    (y.float() * torch.tensor(np.asarray(weights, np.float32)).movedim(-1, 1)).sum().backward()
+    theirs = its_x.grad.movedim(1, -1).double().numpy()
+    exact = gradient(x.astype(jnp.float32))
+    ours = gradient(x)
+    assert np.abs(ours - exact).max() <= 2 * np.abs(theirs - exact).max()
+    assert np.abs(ours - exact).max() <= 2**-8 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("shape", [(4, 3, 2), (4, 2, 2, 2, 3)])
+def test_any_number_of_axes_from_two(torch, rng, shape, train):
+    x, channels = rng.normal(2, 3, shape).astype(np.float32), shape[-1]
+    expected, learned = torch_batch_norm(torch, x, init_stats(channels), train=train)
+    y, new = batch_norm(jnp.asarray(x), None, None, init_stats(channels), rule=torch_rule(0.1), train=train)
+    np.testing.assert_allclose(y, expected, rtol=0, atol=2e-6)
+    np.testing.assert_allclose(new, learned, rtol=1e-5)
+
+
+def test_an_epsilon_of_zero_is_for_evaluation_alone(torch):
+    x, stats = np.array([[-1.0], [1.0]], np.float32), init_stats(1)
+    for epsilon, train in ((0.0, True), (-1e-5, True), (-1e-5, False)):
+        with pytest.raises(ValueError, match="takes an epsilon above 0, or of 0 in evaluation, got "):
+            batch_norm(jnp.asarray(x), None, None, stats, rule=torch_rule(), train=train, epsilon=epsilon)
+        with pytest.raises(ValueError, match="eps must be"):
+            torch_batch_norm(torch, x, stats, train=train, eps=epsilon)
+    expected, _ = torch_batch_norm(torch, x, stats, train=False, eps=0.0)
+    y, _ = batch_norm(jnp.asarray(x), None, None, stats, rule=torch_rule(), train=False, epsilon=0.0)
+    np.testing.assert_array_equal(y, expected)
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize(
+    ("x", "changes", "error", "message"),
+    [
+        (np.ones((2, 4, 4, 3), np.int32), {}, TypeError, "takes floating-point input, got int32"),
+        (np.ones((2, 4, 4, 3), np.uint8), {}, TypeError, "takes floating-point input, got uint8"),
+        (np.ones((2, 3), np.float32), {"mean": 1}, ValueError, r"a stats.mean of shape \(3,\) .*, got \(1,\)"),
+        (np.ones((2, 3), np.float32), {"var": 1}, ValueError, r"a stats.var of shape \(3,\) .*, got \(1,\)"),
+        (np.ones((2, 3), np.float32), {"weight": 1}, ValueError, r"a scale of shape \(3,\) .*, got \(1,\)"),
+        (np.ones((2, 3), np.float32), {"bias": 4}, ValueError, r"a bias of shape \(3,\) .*, got \(4,\)"),
+        (np.ones(3, np.float32), {}, ValueError, r"takes \[batch, ..., channels\], got an input of shape \(3,\)"),
+    ],
+)
+def test_what_torch_refuses_is_refused(torch, x, changes, error, message, train):
+    """Without the shape checks of the tests, as a user calls it."""
+    sizes = {name: np.ones(changes.get(name, 3), np.float32) for name in ("mean", "var", "weight", "bias")}
+    stats = BatchStats(jnp.asarray(sizes["mean"]), jnp.asarray(sizes["var"]))
+    scale, bias = jnp.asarray(sizes["weight"]), jnp.asarray(sizes["bias"])
+    with pytest.raises(error, match=message):
+        inspect.unwrap(batch_norm)(jnp.asarray(x), scale, bias, stats, rule=torch_rule(), train=train)
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        torch_batch_norm(
+            torch, x, stats, train=train, weight=torch.tensor(sizes["weight"]), bias=torch.tensor(sizes["bias"])
+        )

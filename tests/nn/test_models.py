@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cifar_jax.nn.batch_norm import torch_rule
+from cifar_jax.nn.batch_norm import batch_norm, init_stats, torch_rule
 from cifar_jax.nn.models import NETWORKS, create_model
 
 
@@ -61,6 +61,25 @@ def test_masked_rows_change_nothing(rng):
     masked, new_masked = model.apply(variables, padded, train=True, mask=jnp.arange(8) < 5, mutable=["batch_stats"])
     np.testing.assert_allclose(masked[:5], plain, rtol=0, atol=2e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), new_masked, new)
+
+
+def test_intermediates_are_those_of_the_layer_whose_name_they_bear(rng):
+    """A norm's is BatchNorm's output: mean 0, deviation 1, half of it negative; before ReLU and pool."""
+    model = create_model("cnn6", norm_rule=torch_rule(), stages=((4, 4), (8, 8), (8, 8)))
+    x = jnp.asarray(rng.normal(size=(20, 32, 32, 3)), jnp.float32)
+    variables = model.init(jax.random.key(0), x, train=False)
+    _, seen = model.apply(
+        variables, x, train=True, mutable=["batch_stats", "intermediates"], capture_intermediates=True
+    )
+    outputs = {name: found["__call__"][0] for name, found in seen["intermediates"].items() if name != "__call__"}
+    sizes = {1: 32, 2: 32, 3: 16, 4: 16, 5: 8, 6: 8}
+    for number, size in sizes.items():
+        y, convolved = outputs[f"norm{number}"], outputs[f"conv{number}"]
+        assert y.shape[1:3] == (size, size)
+        np.testing.assert_allclose(y.mean((0, 1, 2)), 0, atol=1e-5)
+        np.testing.assert_allclose(y.std((0, 1, 2)), 1, atol=2e-3)
+        expected, _ = batch_norm(convolved, None, None, init_stats(y.shape[-1]), rule=torch_rule(), train=True)
+        np.testing.assert_allclose(y, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])

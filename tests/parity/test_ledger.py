@@ -71,7 +71,7 @@ def test_a_row_that_cannot_fail_is_an_error(ledger):
     assert row.verdict(agree.row, agree.measurement._replace(error=math.nan)) == row.MISS
 
 
-def one_pass(x, mask):
+def one_pass(x, mask, axis_name=None):
     axes = tuple(range(x.ndim - 1))
     mean = jnp.mean(x, axes)
     var = jnp.maximum(jnp.mean(jnp.square(x), axes) - jnp.square(mean), 0)
@@ -133,15 +133,15 @@ MISTAKES = {
     "BN3": ("cifar_jax.nn.batch_norm.batch_moments", one_pass),
     "BN4": ("cifar_jax.nn.batch_norm.normalize", lambda *a, epsilon: normalize(*a, epsilon=1e-3)),
     "BN4K": ("cifar_jax.nn.batch_norm.normalize", lambda *a, epsilon: normalize(*a, epsilon=1e-3)),
-    "BN5": ("cifar_jax.nn.batch_norm.normalize_batch", lambda x, *a, epsilon, mask: (x, moments(x, mask))),
+    "BN5": ("cifar_jax.nn.batch_norm.normalize_batch", lambda x, *a, epsilon, mask, **_: (x, moments(x, mask))),
     "BN6": ("cifar_jax.nn.batch_norm.init_stats", lambda channels, dtype: init_stats(channels, jnp.float32)),
-    "BN7": ("cifar_jax.nn.batch_norm.batch_moments", lambda x, mask: moments(x, None)),
-    "BN7R": ("cifar_jax.nn.batch_norm.batch_moments", lambda x, mask: moments(x[:16], mask)),
+    "BN7": ("cifar_jax.nn.batch_norm.batch_moments", lambda x, mask, *_: moments(x, None)),
+    "BN7R": ("cifar_jax.nn.batch_norm.batch_moments", lambda x, mask, *_: moments(x[:16], mask)),
     "BN8": ("cifar_jax.nn.batch_norm.update_stats", lambda stats, *a, rule: stats),
     "BN9": ("cifar_jax.nn.batch_norm.update_stats", lambda stats, *a, rule: stats),
     "L3": ("cifar_jax.nn.layers.torch_kernel_init", lecun),
     "L3B": ("cifar_jax.nn.layers.torch_bias_init", lambda fan_in: nn.initializers.zeros),
-    "L4": ("cifar_jax.nn.layers.max_pool", lambda x: nn.max_pool(x, (2, 2))),
+    "L4": ("cifar_jax.nn.models.max_pool", lambda x: nn.max_pool(x, (2, 2))),
     "L4T": (
         "cifar_jax.nn.layers.max_pool",
         lambda x: x.reshape(len(x), x.shape[1] // 2, 2, x.shape[2] // 2, 2, -1).max((2, 4)),

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 from conftest import REAL_DATA, ROOT, run_command
-from test_config import LECTURE
+from small_runs import LECTURE
 
 from cifar_jax.data import load_dataset
 from cifar_jax.data.dataset import Dataset, Split, take

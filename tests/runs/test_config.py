@@ -6,6 +6,7 @@ import sys
 import ml_collections
 import pytest
 from conftest import ROOT
+from small_runs import LECTURE
 
 from cifar_jax.errors import InputError
 from cifar_jax.runs.config import (
@@ -21,7 +22,6 @@ from cifar_jax.runs.config import (
 from cifar_jax.runs.config_file import load_config
 
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
-LECTURE = [f"{network}_{recipe}" for network in ("cnn6", "cnn10", "cnn10_64") for recipe in ("adam", "step", "cosine")]
 
 
 def get_config(name):

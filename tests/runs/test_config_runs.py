@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from test_data import served, server  # noqa: F401  (a fixture)
+from archives import served
 
 from cifar_jax.data import cifar, shapes
 from cifar_jax.runs import build as experiment
@@ -10,7 +10,7 @@ from cifar_jax.runs import train
 from configs import cifar10_scratch, quickstart
 
 
-def test_the_cifar10_program_from_its_archive_on(server, tmp_path, rng, monkeypatch):  # noqa: F811
+def test_the_cifar10_program_from_its_archive_on(server, tmp_path, rng, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     source, splits = served(server, tmp_path, "cifar10", rng)
     monkeypatch.setitem(cifar.SOURCES, "cifar10", source)

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from test_train import config, dataset, timeless  # noqa: F401  (fixtures)
+from small_runs import timeless
 
 from cifar_jax.data.dataset import Split
 from cifar_jax.errors import InputError
@@ -11,7 +11,7 @@ from cifar_jax.runs import build as experiment
 from cifar_jax.runs import train
 
 
-def test_held_out_images_only_measure(dataset, config, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_held_out_images_only_measure(dataset, config, tmp_path, monkeypatch, capsys):
     """As without them, to the last bit, but for the metrics that they give."""
     config.train.epochs = 2
     fewer = dataset._replace(train=Split(dataset.train.images[:50], dataset.train.labels[:50]))
@@ -28,14 +28,14 @@ def test_held_out_images_only_measure(dataset, config, tmp_path, monkeypatch, ca
     assert np.isfinite(measured).all()
 
 
-def test_too_many_held_out_images(dataset, config, tmp_path):  # noqa: F811
+def test_too_many_held_out_images(dataset, config, tmp_path):
     config.data.holdout = 70
     with pytest.raises(InputError, match=r"^data.holdout must be less than 70, the number of training images, got 70"):
         train.train_and_evaluate(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_compared_rules_give_what_runs_under_them_give(dataset, config, tmp_path):  # noqa: F811
+def test_compared_rules_give_what_runs_under_them_give(dataset, config, tmp_path):
     config.train.epochs, config.norm.compare = 1, ("lecture", "flax")
     train.train_and_evaluate(config, tmp_path / "all")
     config.train.epochs = 2  # a resumed run goes on with all the averages
@@ -52,7 +52,7 @@ def test_compared_rules_give_what_runs_under_them_give(dataset, config, tmp_path
     assert len(losses) == 3
 
 
-def test_images_in_host_memory_give_the_same_numbers(dataset, config, tmp_path):  # noqa: F811
+def test_images_in_host_memory_give_the_same_numbers(dataset, config, tmp_path):
     config.train.epochs, config.data.holdout = 2, 15
     here = train.train_and_evaluate(config, tmp_path / "device").history
     assert isinstance(experiment.build(config, dataset).train.images, jax.Array)

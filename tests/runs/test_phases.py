@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from test_train import config, dataset, saved, timeless  # noqa: F401  (fixtures)
+from small_runs import saved, timeless
 
 from cifar_jax.errors import DivergedError
 from cifar_jax.nn.layers import running_stats
@@ -12,7 +12,7 @@ from cifar_jax.runs import phases, train
 
 
 @pytest.fixture
-def built(config, dataset):  # noqa: F811
+def built(config, dataset):
     return lambda: experiment.build(config, dataset)
 
 
@@ -35,7 +35,7 @@ def run(built, whole, epochs=2):
     "options",
     [{}, {"data.sampler": "whole_batches"}, {"rng": "torch"}, {"data.batch_size": 35}, {"optimizer.name": "sgd"}],
 )
-def test_a_whole_epoch_gives_the_numbers_of_its_steps(x64, config, built, options):  # noqa: F811
+def test_a_whole_epoch_gives_the_numbers_of_its_steps(x64, config, built, options):
     """1e-12: two programs, in double precision, that may add in another order."""
     config.dtype = "float64"
     config.update_from_flattened_dict(options)
@@ -47,7 +47,7 @@ def test_a_whole_epoch_gives_the_numbers_of_its_steps(x64, config, built, option
     assert whole_totals[1].count == 25
 
 
-def test_another_order_would_show(x64, config, built):  # noqa: F811
+def test_another_order_would_show(x64, config, built):
     """The bound above can be missed: by the order of the next epoch."""
     config.dtype = "float64"
     x = built()
@@ -58,7 +58,7 @@ def test_another_order_would_show(x64, config, built):  # noqa: F811
 
 
 @pytest.mark.parametrize("rng_name", ["jax", "torch"])
-def test_a_whole_epoch_moves_nothing_between_host_and_device_by_itself(config, built, rng_name):  # noqa: F811
+def test_a_whole_epoch_moves_nothing_between_host_and_device_by_itself(config, built, rng_name):
     config.rng = rng_name
     x = built()
     compiled = phases.compile_phases(x, whole=True)
@@ -79,7 +79,7 @@ def test_metrics_are_fetched_once_an_epoch(built, monkeypatch):
     assert [type(tree).__name__ for tree in fetched] == ["Metrics", "Metrics"]
 
 
-def test_whole_epochs_resume_bit_for_bit(config, built, dataset, tmp_path):  # noqa: F811
+def test_whole_epochs_resume_bit_for_bit(config, built, dataset, tmp_path):
     like = built().state
     whole = train.train_and_evaluate(config, tmp_path / "whole", whole_epochs=True)
     config.train.epochs = 2
@@ -91,7 +91,7 @@ def test_whole_epochs_resume_bit_for_bit(config, built, dataset, tmp_path):  # n
 
 
 @pytest.mark.parametrize("whole", [False, True])
-def test_divergence_names_its_step(config, built, whole):  # noqa: F811
+def test_divergence_names_its_step(config, built, whole):
     config.optimizer.name, config.optimizer.lr = "sgd", 1e38
     x = built()
     compiled = phases.compile_phases(x, whole=whole)

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from test_train import compilations, config, dataset, saved, stop_in_epoch, timeless  # noqa: F401  (fixtures)
+from small_runs import saved, stop_in_epoch, timeless
 
 from cifar_jax.devices.interrupt import Interrupted
 from cifar_jax.errors import DivergedError, InputError
@@ -12,7 +12,7 @@ from cifar_jax.runs.workdir import read_config
 
 
 @pytest.mark.parametrize("rng_name", ["jax", "torch"])
-def test_each_seed_is_the_run_of_that_seed_alone(dataset, config, tmp_path, compilations, rng_name):  # noqa: F811
+def test_each_seed_is_the_run_of_that_seed_alone(dataset, config, tmp_path, compilations, rng_name):
     config.rng, config.seed, config.train.seeds, config.train.epochs = rng_name, 5, 2, 2
     train.train_runs(config, tmp_path / "both", check_stop=lambda: None)
     assert compilations() == ["jit(update)", "jit(score)"]
@@ -29,7 +29,7 @@ def test_each_seed_is_the_run_of_that_seed_alone(dataset, config, tmp_path, comp
     assert results[0].history[0]["train_loss"] != results[1].history[0]["train_loss"]
 
 
-def test_stopped_seeds_go_on(dataset, config, tmp_path, capsys):  # noqa: F811
+def test_stopped_seeds_go_on(dataset, config, tmp_path, capsys):
     config.train.seeds, config.train.epochs = 2, 2
     folders = train.seed_folders(config, tmp_path)
     with pytest.raises(Interrupted, match="the checkpoint of epoch 1 is kept in .*seed0"):
@@ -42,13 +42,13 @@ def test_stopped_seeds_go_on(dataset, config, tmp_path, capsys):  # noqa: F811
     assert len((folders[1] / "metrics.jsonl").read_text().splitlines()) == 2
 
 
-def test_a_seed_that_diverges_stops_no_other(dataset, config, tmp_path):  # noqa: F811
+def test_a_seed_that_diverges_stops_no_other(dataset, config, tmp_path):
     config.optimizer.name, config.optimizer.lr, config.train.seeds = "sgd", 1e38, 2
     with pytest.raises(DivergedError, match=r"^2 of 2 seeds diverged: The loss .*seed0.* The loss .*seed1"):
         train.train_runs(config, tmp_path, check_stop=lambda: None)
 
 
-def test_a_folder_of_another_run_among_them_is_refused_first(dataset, config, tmp_path):  # noqa: F811
+def test_a_folder_of_another_run_among_them_is_refused_first(dataset, config, tmp_path):
     config.train.seeds = 2
     (tmp_path / "seed1").mkdir()
     (tmp_path / "seed1" / "mine").write_text("mine")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from test_train import config, dataset, saved, stop_in_epoch, timeless  # noqa: F401  (fixtures)
+from small_runs import saved, stop_in_epoch, timeless
 
 from cifar_jax.devices.interrupt import Interrupted
 from cifar_jax.nn.batch_norm import torch_rule
@@ -195,7 +195,7 @@ def test_thirty_epochs_cost_little():
     assert time.perf_counter() - start < 2  # 0.05 s where nothing else runs
 
 
-def test_a_run_starts_from_the_drawn_weights_and_resumes_bit_for_bit(dataset, config, tmp_path):  # noqa: F811
+def test_a_run_starts_from_the_drawn_weights_and_resumes_bit_for_bit(dataset, config, tmp_path):
     config.rng, config.seed, config.optimizer.name = "torch", 7, "sgd"
     experiment = build(config, dataset)
     params = jax.device_get(experiment.state.params)

@@ -1,8 +1,6 @@
 """Whole runs, in this process, on a little synthetic data."""
 
-import itertools
 import json
-import logging
 import math
 import shutil
 
@@ -10,82 +8,18 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from small_runs import saved, stop_in_epoch, timeless
 
-from cifar_jax.data.dataset import Dataset, Split
 from cifar_jax.devices.interrupt import Interrupted
 from cifar_jax.errors import DivergedError, InputError
-from cifar_jax.runs import build as experiment
 from cifar_jax.runs import train
-from cifar_jax.runs.checkpoint import Checkpoints
-from configs import default
-
-
-def split(rng, n):
-    labels = rng.integers(0, 10, n).astype(np.int32)
-    images = 20 * labels[:, None, None, None] + rng.integers(0, 60, (n, 32, 32, 3))
-    return Split(images.astype(np.uint8), labels)
-
-
-@pytest.fixture
-def dataset(rng, monkeypatch):
-    """Ten shades of grey; 70 and 25 images, so that the last batches of 16 and 10 are ragged."""
-    names = tuple(f"shade {i}" for i in range(10))
-    dataset = Dataset("shapes", split(rng, 70), split(rng, 25), names, (), ())
-    monkeypatch.setattr(experiment, "load_dataset", lambda name, data_dir: dataset)
-    return dataset
-
-
-@pytest.fixture
-def config():
-    config = default.get_config()
-    config.data.name = "shapes"
-    config.data.batch_size = 16
-    config.data.eval_batch_size = 10
-    config.model.stages = ((4, 4), (4, 4), (8, 8))
-    config.train.epochs = 3
-    return config
-
-
-@pytest.fixture
-def compilations(caplog):
-    """The names of the training and evaluation steps, or epochs, that are compiled from here on."""
-    jax.clear_caches()  # or an earlier test's compilations would serve this one
-    with jax.log_compiles(), caplog.at_level(logging.WARNING):
-        yield lambda: [
-            record.getMessage().split()[1]
-            for record in caplog.records
-            if record.getMessage().startswith(("Compiling jit(update", "Compiling jit(score"))
-        ]
-
-
-def saved(workdir, like):
-    checkpoints = Checkpoints(workdir / "checkpoints")
-    state, history = checkpoints.restore(checkpoints.newest(), like)
-    checkpoints.close()
-    return jax.device_get(state.replace(key=jax.random.key_data(state.key))), history
-
-
-def timeless(history):
-    return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in history]
-
-
-def stop_in_epoch(epoch, workdir):
-    """Asks a run to stop a few looks into an epoch, numbered from 1."""
-    looks = itertools.count()
-
-    def check_stop():
-        finished = len((workdir / "metrics.jsonl").read_text().splitlines())
-        if finished == epoch - 1 and next(looks) == 3:
-            raise Interrupted(2)
-
-    return check_stop
 
 
 def test_outputs(dataset, config, tmp_path, capsys):
     result = train.train_and_evaluate(config, tmp_path / "run")
     run = tmp_path / "run"
     assert {path.name for path in run.iterdir()} == {
-        "checkpoints", "config.json", "curves.png", "metrics.jsonl", "starts.jsonl", "tensorboard",
+        ".lock", "checkpoints", "config.json", "curves.png", "metrics.jsonl", "starts.jsonl", "tensorboard",
     }  # fmt: skip
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert rows == result.history

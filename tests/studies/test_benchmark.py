@@ -10,10 +10,10 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, run_command
+from conftest import ROOT, config_of, run_command
 
 from cifar_jax.errors import InputError
-from cifar_jax.fill import filled
+from cifar_jax.marked import fill
 from cifar_jax.nn.models import NETWORKS
 from cifar_jax.studies.benchmark import agreement, curves, floors, runner, settings, speed_table, suite, summary, worker
 from cifar_jax.studies.benchmark.compare import Setting
@@ -79,7 +79,7 @@ def test_a_record_has_what_the_tables_show(measured):
 def test_the_arms_train_alike(torch, tmp_path, monkeypatch, optimizer, size):
     """All of them in this process, but for the one that is compiled: what differs is their own programs' numbers."""
     monkeypatch.setitem(NETWORKS, "tiny", ((4, 4), (4,)))
-    config = settings.parse(*flags_of([f"--config.optimizer.name={optimizer}"]))
+    config = config_of(["--config=cnn6_adam", f"--config.optimizer.name={optimizer}"])
     config.data.batch_size, config.data.image_size, config.optimizer.weight_decay = 20, size, 0.0005
     settings.check(config)
     config.model.name = "tiny"
@@ -229,7 +229,7 @@ def test_an_arm_that_fails_is_named_and_the_others_stand():
 
 
 def record_of(runs, not_run=()):
-    config = settings.parse(*flags_of([]))
+    config = config_of(["--config=cnn6_adam"])
     its = recipe(config=json.loads(json.dumps(config.to_dict())), stages=settings.stages(config), classes=100)
     images = settings.Images(ROOT, 60, 20, 100, "noise")
     ceilings = {"jax": {"flops_per_second": 1e11, "bytes_per_second": 1e10}}
@@ -266,23 +266,15 @@ def test_a_run_of_one_epoch_has_no_steady_figures():
 # Commands
 
 
-def flags_of(argv):
-    from absl import flags
-
-    given, argv = flags.FlagValues(), ["benchmark", *argv]
-    settings.define_flags(given, argv)
-    return given, argv
-
-
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["compar"], "The command must be one of compare, curves, suite, got 'compar'."),
+        (["compar"], "python -m cifar_jax benchmark does not take compar; "),
         (["--arms=P1,P9"], "--arms must be different ones of P0, P1, P1L, P2, J0, J1, got P1,P9."),
         (["--arms=P1,P1"], "--arms must be different ones of"),
         (["--model=cnn7"], "model.name must be one of cnn6, cnn10, got 'cnn7'."),
         (["--size=4"], "data.image_size must be an integer from 8 to 512, got 4."),
-        (["--size=large"], "flag --size=large"),
+        (["--size=large"], "data.image_size must be an integer from 8 to 512, got 'large'."),
         (["--dtype=float64"], "dtype must be float32 or bfloat16 for the benchmark, got 'float64'."),
         (["--config.schedule.name=step"], "schedule.name must be 'constant' for the benchmark, got 'step'."),
         (["--config.norm.rule=flax"], "norm.rule must be 'torch' for the benchmark, got 'flax'."),
@@ -378,17 +370,11 @@ def test_a_record_is_not_stale(path):
         assert setting["agreement"]["disagree"] == []
 
 
-def test_the_tables_of_speed_are_not_stale():
-    """`python -m cifar_jax fill docs/benchmark.md` writes them."""
-    text = (ROOT / "docs" / "benchmark.md").read_text()
-    assert filled(text, ROOT / "results", "../results") == text
-
-
-def test_a_table_says_what_the_record_says(tmp_path):
+def test_a_table_says_what_the_record_says():
     record = as_file(record_of({"J1": [process()], "P1": [process()]}))
     text = speed_table._tables(record, "results/x.json")
     assert "On 2 CPU cores (a processor) with jax 1, flax 2, torch 3 ([all figures](results/x.json)):" in text
     assert re.search(r"\| CNN6, 32x32, batch 200, float32 \| P1: .* \| 30 \(30 to 30\) \| 20 \| .* \| 1\.00 \|", text)
-    assert speed_table.speed_tables(tmp_path, "results") == "Not measured yet."
-    (tmp_path / "benchmark_cpu.json").write_text(json.dumps(record))
-    assert "([all figures](../x/benchmark_cpu.json))" in speed_table.speed_tables(tmp_path, "../x")
+    assert fill("a\n<!-- speed: x -->\nold\n<!-- end of speed -->\n", "speed", text).count("\n| CNN6") == 2
+    with pytest.raises(ValueError, match="once each"):
+        fill("no markers", "speed", text)

@@ -53,7 +53,7 @@ def test_time_on_paper_by_hand():
     assert efficiency(0, 0, 10**9, 8, NVLINK, images=200) == 1
 
 
-def test_the_documents_table_is_not_stale():
+def test_the_table_of_the_documents_is_not_stale():
     assert table(RECORD) in (ROOT / "docs" / "devices.md").read_text()
 
 

@@ -86,23 +86,6 @@ def test_the_lectures_figures_stand_in_the_configs():
         assert f"{result.accuracy:.2f} % at epoch {result.epoch} of {EPOCHS}" in text
 
 
-def test_the_short_table_has_the_same_figures(table):
-    whole, short = rows(markdown(table)), rows(short_markdown(table))
-    assert list(whole) == list(short)
-    for name, row in short.items():
-        assert row == {head: whole[name][head] for head in row}
-    assert list(short["CNN6, 32x32", "Adam"])[2:] == ["lecture", "maximum", "final epoch", "epochs", "runs"]
-    assert short_markdown(table).splitlines()[-1] == markdown(table).splitlines()[-1]  # where they come from
-    assert "picked on the test set" in short_markdown(table)
-
-
-@pytest.mark.parametrize("name", ["README.md", "docs/table.md"])
-def test_the_results_are_not_stale(name):
-    """`python -m cifar_jax fill NAME` writes them."""
-    text = (ROOT / name).read_text()
-    assert filled(text, ROOT / "results") == text
-
-
 def test_a_missing_marker_is_named():
     with pytest.raises(ValueError, match="must have markers such as"):
         filled("no markers", ROOT / "results")
@@ -111,21 +94,16 @@ def test_a_missing_marker_is_named():
 def test_the_command_writes_between_the_markers(tmp_path, table):
     (tmp_path / "results").mkdir()
     readme = tmp_path / "README.md"
-    readme.write_text("before\n<!-- results: x -->\nold\n<!-- end of results -->\nafter\n")
-    page = tmp_path / "docs" / "table.md"
-    page.parent.mkdir()
-    page.write_text("<!-- table: x -->\n<!-- end of table -->\n")
+    readme.write_text("before\n<!-- table: x -->\nold\n<!-- end of table -->\nafter\n")
     main([str(readme)])
     assert list(rows(readme.read_text())) == [(result.network, result.recipe) for result in LECTURE.values()]
     assert "±" not in readme.read_text()
     (tmp_path / "results" / "table.json").write_text(json.dumps(table))
     main([str(readme)])
     text = readme.read_text()
-    assert text.startswith("before\n<!-- results: x -->\n\n| network |")
-    assert text.endswith("\n\n<!-- end of results -->\nafter\n")
-    assert short_markdown(table) in text
-    main([str(page)])
-    assert markdown(table) in page.read_text()
+    assert text.startswith("before\n<!-- table: x -->\n\n| network |")
+    assert text.endswith("\n\n<!-- end of table -->\nafter\n")
+    assert markdown(table) in text
     readme.write_text("no markers")
     with pytest.raises(InputError, match="cannot be filled: it must have markers such as"):
         main([str(readme)])

@@ -155,8 +155,8 @@ def test_it_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 REFUSED = [
-    ((), r"--workdir must be the folder of a run, got nothing\."),
-    (("--workdir={run}",), r"OUT must be a new file in a folder that exists, got nothing\."),
+    ((), r"--workdir, OUT must be given, got nothing"),
+    (("--workdir={run}",), r"OUT must be given, got nothing"),
     (("--workdir={tmp}", "{tmp}/OUT"), r"--workdir must be the folder of a run, got .* no readable config.json\."),
     (("--workdir={run}", "{tmp}"), r"OUT must be a new file, got .*, which is a folder\."),
     (("--workdir={run}", ""), r"OUT must be a new file, got '\.', which is a folder\."),
@@ -166,7 +166,7 @@ REFUSED = [
     (("--workdir={run}", "{tmp}/mine/OUT"), r"OUT must be a new file in a folder that exists, got .*OUT'\."),
     (("--workdir={run}", "/proc/OUT"), r"OUT must be a new file in a folder that can be written to, got '/proc/OUT': "),
     (("--workdir={run}", "{tmp}/OUT", "{tmp}/mine"), r"IMAGE must be a picture that Pillow reads, got .*mine', which "),
-    (("--nosuch", "{tmp}/OUT"), r"Unknown command line flag 'nosuch'"),
+    (("--workdir={run}", "--nosuch", "{tmp}/OUT"), r"python -m cifar_jax export does not take --nosuch"),
 ]
 
 
@@ -182,7 +182,7 @@ def test_wrong_input_is_refused_in_one_sentence(trained_run, tmp_path, arguments
 
 def test_the_command_ends_with_2(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "cifar_jax.use.export", f"--workdir={tmp_path}", "OUT"],
+        [sys.executable, "-m", "cifar_jax", "export", f"--workdir={tmp_path}", "OUT"],
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)

@@ -8,7 +8,6 @@ import torch
 
 from cifar_jax.nn import layers, models
 from cifar_jax.nn.batch_norm import torch_rule
-from cifar_jax.nn.convolution import Conv
 from cifar_jax.nn.losses import cross_entropy
 from cifar_jax.parity import twin
 from cifar_jax.parity.ledger import stock
@@ -53,7 +52,7 @@ def _cnn(widths: tuple[int, ...], num_classes: int = 10, **options) -> models.CN
 
 
 def _is_convolution(module: nn.Module, method: str) -> bool:
-    return isinstance(module, Conv)
+    return isinstance(module, nn.Conv)
 
 
 def _flatten() -> Measurement:

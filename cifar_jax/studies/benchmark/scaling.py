@@ -23,6 +23,7 @@ from cifar_jax.devices.sharding import SYNCS, DataParallel, data_parallel, place
 from cifar_jax.errors import InputError
 from cifar_jax.files import write_whole
 from cifar_jax.nn.batch_norm import torch_rule
+from cifar_jax.nn.fused import fuse
 from cifar_jax.nn.models import NETWORKS, create_model
 from cifar_jax.nn.optimizers import sgd
 from cifar_jax.nn.transforms import Transform
@@ -141,7 +142,7 @@ class Step(NamedTuple):
 
 def compile_step(stages, size: int, parallel: DataParallel | None) -> Step:
     """The lecture's SGD step on a batch of 200 of the embedded shapes."""
-    model = create_model("cnn6" if len(stages) == 3 else "cnn10", norm_rule=torch_rule(), stages=stages)
+    model = fuse(create_model("cnn6" if len(stages) == 3 else "cnn10", norm_rule=torch_rule(), stages=stages))
     tx = sgd(lambda count: 0.005, momentum=0.9, weight_decay=5e-4)
     key = jax.random.key(0)
     state = replicate(create_state(model, tx, init_key=key, key=key, image_size=size), parallel)
