@@ -53,6 +53,16 @@ def test_the_cost_of_the_lectures_rule(table):
     assert row["flax: final"].startswith(f"{cell['rules']['flax']['final']['mean']:.2f} ")
 
 
+def test_the_short_table_has_the_same_figures(table):
+    whole, short = rows(markdown(table)), rows(short_markdown(table))
+    assert list(whole) == list(short)
+    for name, row in short.items():
+        assert row == {head: whole[name][head] for head in row}
+    assert list(short["CNN6, 32x32", "Adam"])[2:] == ["lecture", "maximum", "final epoch", "epochs", "runs"]
+    assert short_markdown(table).splitlines()[-1] == markdown(table).splitlines()[-1]  # where they come from
+    assert "picked on the test set" in short_markdown(table)
+
+
 def test_it_says_how_the_maximum_is_picked(table):
     assert "it is picked on the test set" in markdown(table)
 
