@@ -269,7 +269,7 @@ def test_the_command_line_says_it_in_one_sentence(torch):
     assert re.fullmatch(r"Error: --only must name rows out of [^\n]*, got XY7\.\n", done.stderr)
 
 
-def test_the_readme_has_the_table_of_this_ledger(ledger):
+def test_the_document_has_the_table_of_this_ledger(ledger):
     run = ledger("run")
     path = ROOT / "docs" / "from-pytorch.md"
     document = path.read_text()

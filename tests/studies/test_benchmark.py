@@ -349,7 +349,7 @@ def test_curves_of_a_narrow_network(tmp_path):
     assert files["png"].read_bytes().startswith(b"\x89PNG")
 
 
-# The README's tables
+# The tables of docs/benchmark.md
 
 RECORDS = [path for name in speed_table.FILES if (path := ROOT / "results" / name).exists()]
 

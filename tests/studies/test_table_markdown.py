@@ -10,7 +10,7 @@ from conftest import ROOT
 from cifar_jax.errors import InputError
 from cifar_jax.fill import filled, main
 from cifar_jax.studies.table.lecture import EPOCHS, LECTURE
-from cifar_jax.studies.table.markdown import markdown
+from cifar_jax.studies.table.markdown import markdown, short_markdown
 
 
 def rows(text, place=0):
@@ -51,6 +51,16 @@ def test_the_cost_of_the_lectures_rule(table):
     assert row["cost: final"] == f"{cost['mean']:.2f} ± {cost['sd']:.2f}"
     assert row["lecture: maximum"].startswith(f"{cell['rules']['lecture']['maximum']['mean']:.2f} ")
     assert row["flax: final"].startswith(f"{cell['rules']['flax']['final']['mean']:.2f} ")
+
+
+def test_the_short_table_has_the_same_figures(table):
+    whole, short = rows(markdown(table)), rows(short_markdown(table))
+    assert list(whole) == list(short)
+    for name, row in short.items():
+        assert row == {head: whole[name][head] for head in row}
+    assert list(short["CNN6, 32x32", "Adam"])[2:] == ["lecture", "maximum", "final epoch", "epochs", "runs"]
+    assert short_markdown(table).splitlines()[-1] == markdown(table).splitlines()[-1]  # where they come from
+    assert "picked on the test set" in short_markdown(table)
 
 
 def test_it_says_how_the_maximum_is_picked(table):

@@ -50,7 +50,7 @@ ETHERNET = Link(50e9, 50e-6)
 PEAK = 790e12  # FLOP/s in bfloat16, as an H200 multiplies large matrices
 UTILISATION = 0.3  # of the peak, in a training step
 DEVICES_PER_MACHINE = 8
-# Of the README's table: within a machine both links are NVLink.
+# Of the table in docs/devices.md: within a machine both links are NVLink.
 _COLUMNS = tuple(
     (n, link) for n in (8, 64, 512) for link in ("NVLink", "400 Gb/s Ethernet") if n > 8 or link == "NVLink"
 )
@@ -198,7 +198,7 @@ def measure(devices: int, sync: str, *, repeats: int = 5) -> float:
 
 
 def table(record: dict) -> str:
-    """The counts and the efficiencies of 200 images a device, as the README shows them."""
+    """The counts and the efficiencies of 200 images a device, as docs/devices.md shows them."""
     head = "| network | `norm.sync` | sums a step | MB a step and device | " + " | ".join(
         f"{devices}, {link}" for devices, link in _COLUMNS
     )
@@ -217,7 +217,7 @@ def table(record: dict) -> str:
 
 
 def main(argv: list[str]) -> None:
-    """Writes the figures to the file that `argv` names, and prints the README's table.
+    """Writes the figures to the file that `argv` names, and prints the table of docs/devices.md.
 
     Raises:
       InputError: it names no such file.
