@@ -75,7 +75,12 @@ def number(low: int | float) -> Callable[[str], float]:
 
 def path(text: str) -> Path:
     """For `add_argument(type=...)`: a path; `~` is the home folder, as after `--flag=` the shell leaves it alone."""
-    return Path(text).expanduser()
+    if not text:
+        raise argparse.ArgumentTypeError("must be a path, got ''")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:  # ~NAME of nobody
+        raise argparse.ArgumentTypeError(f"must be a path, got {text[:100]!r}: {error}") from error
 
 
 def words(text: str) -> list[str]:

@@ -80,6 +80,8 @@ def test_earlier_names_still_run(name):
         (["predict", "--workdir"], "--workdir must be followed by a value, got nothing"),
         (["predict", "--config.seed=1", "--workdir=x"], "does not take --config.seed=1"),
         (["convert", "a.pt", "b", "--config.seed=1"], "--config must name a config where --config.seed changes it"),
+        (["train", "--workdir="], "--workdir must be a path, got ''"),
+        (["predict", "--workdir=~nobody/run"], "--workdir must be a path, got '~nobody/run': "),
         (["benchmark", "--epochs=1"], "--epochs must be an integer of at least 2, got '1'"),
         (["benchmark", "--precision=low"], "--precision must be one of tensorfloat32, highest, got low"),
         (["benchmark", "suite", "--budget=nan"], "--budget must be a number of at least 1, got 'nan'"),
@@ -125,7 +127,9 @@ def test_how_a_command_ends(error, code, said, capsys, monkeypatch):
     assert capsys.readouterr().err == said
 
 
-@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "no-such-backend"])
+@pytest.mark.parametrize(
+    "backend", ["module://matplotlib_inline.backend_inline", pytest.param("no-such-backend", marks=pytest.mark.slow)]
+)
 def test_a_notebooks_backend_is_not_asked_for(backend, tmp_path):
     done = run_process(
         "main.py", "--config=quickstart", "--config.model.stages=((2,2),(2,2),(2,2))", "--config.data.limit_train=100",

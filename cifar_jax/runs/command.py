@@ -11,7 +11,7 @@ from pathlib import Path
 
 from absl import logging
 
-from cifar_jax.command_line import Parser, add_job
+from cifar_jax.command_line import Parser, add_job, path
 from cifar_jax.devices.cluster import find_place
 from cifar_jax.devices.distributed import joined
 from cifar_jax.devices.interrupt import interruptible
@@ -21,7 +21,9 @@ from cifar_jax.runs.config_flags import add_config, keys_help, parse
 def _parse(command: str, argv: list[str]):
     parser = Parser(command, __doc__)
     add_config(parser, default="default")
-    parser.add_argument("--workdir", metavar="DIR", help="folder of the run; runs/NAME-OF-CONFIG unless given")
+    parser.add_argument(
+        "--workdir", type=path, metavar="DIR", help="folder of the run; runs/NAME-OF-CONFIG unless given"
+    )
     # Orbax warns of a checkpoint that is only read.
     parser.add_argument(
         "--verbosity", type=int, default=-1 if command == "train" else -2, metavar="N",

@@ -19,7 +19,7 @@ from cifar_jax.nn.layers import running_stats
 from cifar_jax.runs import phases
 from cifar_jax.runs.build import Experiment, build, prepare, reseed
 from cifar_jax.runs.checkpoint import Checkpoints, best_epoch
-from cifar_jax.runs.config import with_seed
+from cifar_jax.runs.config import validate, with_seed
 from cifar_jax.runs.lock import locked
 from cifar_jax.runs.progress import duration, epoch_bar, epoch_line
 from cifar_jax.runs.workdir import NoLog, RunLog, read_config
@@ -117,6 +117,7 @@ def train_runs(
       InputError: as `train_seeds`.
       DivergedError: of some seeds, at the end.
     """
+    validate(config)  # before its seeds are read
     results = train_seeds(config, seed_folders(config, workdir), check_stop=check_stop, job=job)
     diverged = {seed: result for seed, result in results.items() if isinstance(result, DivergedError)}
     best = [result.best["test_accuracy"] for result in results.values() if isinstance(result, Result)]
@@ -256,6 +257,7 @@ def evaluate_runs(config: ml_collections.ConfigDict, workdir: Path, *, job: Job 
     Raises:
       InputError: as `evaluate_run`.
     """
+    validate(config)  # before its seeds are read
     for seed, folder in seed_folders(config, workdir).items():
         evaluate_run(with_seed(config, seed), folder, job=job)
 

@@ -18,7 +18,13 @@ def cases(torch):
     return {case.name: case for case in CASES}
 
 
-@pytest.mark.parametrize("name", FAST)
+# With nothing compiled before, each of these takes as long as all the others together.
+LONG = ("densenet order", "decoder no_mask", "resnet", "lstm first", "sgd decay mask")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in FAST]
+)
 def test_corpus(cases, name):
     from parity.corpus.score import run_case
 

@@ -207,6 +207,7 @@ def test_a_network_alone_goes_there_and_back(torch, safetensors, dataset, tmp_pa
         train.train_and_evaluate(config, tmp_path / "done")
 
 
+@pytest.mark.slow
 def test_half_a_run_in_pytorch_continued_here_is_the_whole_run(torch, dataset, tmp_path, monkeypatch):
     """The example's program. 1e-10: double precision over 25 steps."""
     from examples import pytorch_program

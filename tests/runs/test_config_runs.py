@@ -10,6 +10,7 @@ from cifar_jax.runs import train
 from configs import cifar10_scratch, quickstart
 
 
+@pytest.mark.slow
 def test_the_cifar10_program_from_its_archive_on(server, tmp_path, rng, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     source, splits = served(server, tmp_path, "cifar10", rng)

@@ -101,10 +101,12 @@ def inputs(tmp_path_factory):
     (folder / "empty").mkdir()
     (folder / "mine").mkdir()
     (folder / "mine" / "notes.txt").write_text("mine")
+    (folder / "short.py").write_text("import ml_collections\nget_config = ml_collections.ConfigDict\n")
     return folder
 
 
 REFUSED = [
+    (("--config={inputs}/short.py",), "seed must be an integer from 0 to 2147483647, got nothing: the config lacks"),
     (("--config.data.batch_size=0",), "data.batch_size must be an integer of at least 1, got 0."),
     (("--config.train.epochs=-1",), "train.epochs must be an integer of at least 1, got -1."),
     (("--config.optimizer.name=lion",), "optimizer.name must be one of sgd, adam, got 'lion'."),

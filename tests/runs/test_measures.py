@@ -35,6 +35,7 @@ def test_too_many_held_out_images(dataset, config, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_compared_rules_give_what_runs_under_them_give(dataset, config, tmp_path):
     config.train.epochs, config.norm.compare = 1, ("lecture", "flax")
     train.train_and_evaluate(config, tmp_path / "all")
@@ -52,6 +53,7 @@ def test_compared_rules_give_what_runs_under_them_give(dataset, config, tmp_path
     assert len(losses) == 3
 
 
+@pytest.mark.slow
 def test_images_in_host_memory_give_the_same_numbers(dataset, config, tmp_path):
     config.train.epochs, config.data.holdout = 2, 15
     here = train.train_and_evaluate(config, tmp_path / "device").history

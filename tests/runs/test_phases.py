@@ -33,7 +33,14 @@ def run(built, whole, epochs=2):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"data.sampler": "whole_batches"}, {"rng": "torch"}, {"data.batch_size": 35}, {"optimizer.name": "sgd"}],
+    [
+        {},
+        {"rng": "torch"},
+        *(
+            pytest.param(options, marks=pytest.mark.slow)
+            for options in ({"data.sampler": "whole_batches"}, {"data.batch_size": 35}, {"optimizer.name": "sgd"})
+        ),
+    ],
 )
 def test_a_whole_epoch_gives_the_numbers_of_its_steps(x64, config, built, options):
     """1e-12: two programs, in double precision, that may add in another order."""

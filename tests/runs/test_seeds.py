@@ -11,7 +11,7 @@ from cifar_jax.runs import train
 from cifar_jax.runs.workdir import read_config
 
 
-@pytest.mark.parametrize("rng_name", ["jax", "torch"])
+@pytest.mark.parametrize("rng_name", ["jax", pytest.param("torch", marks=pytest.mark.slow)])
 def test_each_seed_is_the_run_of_that_seed_alone(dataset, config, tmp_path, compilations, rng_name):
     config.rng, config.seed, config.train.seeds, config.train.epochs = rng_name, 5, 2, 2
     train.train_runs(config, tmp_path / "both", check_stop=lambda: None)

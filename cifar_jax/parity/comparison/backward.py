@@ -16,7 +16,7 @@ from cifar_jax.parity.comparison.causes.proposal import FAULT
 from cifar_jax.parity.comparison.jaxpr_values import gradients
 from cifar_jax.parity.comparison.mapping import WeightMap
 from cifar_jax.parity.comparison.torch_side import Call, Change, Run, call_again
-from cifar_jax.parity.comparison.walk import Difference, PortRun, as_torch
+from cifar_jax.parity.comparison.walk import Difference, PortRun, as_torch, both_names
 
 
 class Gradients(NamedTuple):
@@ -111,13 +111,7 @@ def compare_gradients(
                 len(differences) + 1,
                 index,
                 True,
-                call.module,
-                call.kind,
-                call.name,
-                call.source,
-                value.scope if value else "",
-                value.primitive if value else "",
-                value.source if value else None,
+                *both_names(call, value),
                 parameters[name] if name else values[index],
                 *(explained[0] if explained else ("", "", "")),
                 FAULT,

@@ -23,7 +23,7 @@ from cifar_jax.parity.comparison.precision import as_single, double_precision, n
 from cifar_jax.parity.comparison.result import DIFFERENT, EQUAL, NOT_COMPARED, Finding, Layer, Result, Where, gather
 from cifar_jax.parity.comparison.statistics import StatisticsResult, compare_statistics
 from cifar_jax.parity.comparison.torch_side import Run, run_model
-from cifar_jax.parity.comparison.walk import Difference, PortRun, Walk, _Matcher, errors_of, walk
+from cifar_jax.parity.comparison.walk import Difference, PortRun, Walk, _Matcher, both_names, errors_of, walk
 
 # Kinds whose change depends on the mode, so that what was found in evaluation is looked for again in training.
 _OF_ONE_MODE = ("", "norm_mode", "dropout_mode", "dropout_rate", "dropout_kind", "rounding", "precision")
@@ -421,13 +421,7 @@ def _layers(found: Walk, run: PortRun, gradients: Gradients) -> tuple[Layer, ...
             state = EQUAL if numbers else "elsewhere" if found.equal else DIFFERENT
         layers.append(
             Layer(
-                call.module,
-                call.kind,
-                call.name,
-                call.source,
-                value.scope if value else "",
-                value.primitive if value else "",
-                value.source if value else None,
+                *both_names(call, value),
                 at[call.index].error if call.index in at else errors.get(call.index),
                 gradients.values.get(call.index),
                 state,

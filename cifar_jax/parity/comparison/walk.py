@@ -92,6 +92,12 @@ class Difference(NamedTuple):
     reproduction: dict[str, np.ndarray] | None = None
 
 
+def both_names(call: Call, value: Value | None) -> tuple[str, str, str, Source | None, str, str, Source | None]:
+    """What both sides call a place: the fields `module` to `port_source` of a `Difference` or of a `result.Layer`."""
+    ours = ("", "", None) if value is None else (value.scope, value.primitive, value.source)
+    return call.module, call.kind, call.name, call.source, *ours
+
+
 class Walk(NamedTuple):
     """What a walk found: the differences, the changes that explain them, the last run, and the mapping as it then is.
 
@@ -621,13 +627,7 @@ def _difference(order: int, train: bool, trial: _Trial, proposal: Proposal | Non
         order,
         root.index,
         train,
-        root.module,
-        root.kind,
-        root.name,
-        root.source,
-        value.scope if value else "",
-        value.primitive if value else "",
-        value.source if value else None,
+        *both_names(root, value),
         error,
         proposal.kind if proposal else "",
         proposal.says if proposal else "",
