@@ -81,7 +81,7 @@ def test_earlier_names_still_run(name):
         (["predict", "--config.seed=1", "--workdir=x"], "does not take --config.seed=1"),
         (["convert", "a.pt", "b", "--config.seed=1"], "--config must name a config where --config.seed changes it"),
         (["train", "--workdir="], "--workdir must be a path, got ''"),
-        (["predict", "--workdir=~nobody/run"], "--workdir must be a path, got '~nobody/run': "),
+        (["predict", "--workdir=~no-such-user/run"], "--workdir must be a path, got '~no-such-user/run': "),
         (["benchmark", "--epochs=1"], "--epochs must be an integer of at least 2, got '1'"),
         (["benchmark", "--precision=low"], "--precision must be one of tensorfloat32, highest, got low"),
         (["benchmark", "suite", "--budget=nan"], "--budget must be a number of at least 1, got 'nan'"),
