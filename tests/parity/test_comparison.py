@@ -331,7 +331,7 @@ class TestWrittenOut:
         batch = {**arguments, "running_mean": mean, "running_var": var, "training": True}
         torch.testing.assert_close(normalised("batch_norm", batch), functional.batch_norm(x, None, None, w, b, True))
 
-    def test_same_padding_is_xlas(self):
+    def test_same_padding_is_xlas(self, torch):
         from cifar_jax.parity.comparison.causes.convolutions import same_padding
 
         for size in range(1, 12):
